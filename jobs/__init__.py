@@ -1,0 +1,1 @@
+"""Drivers: one thin file per job, and the `g2is` command."""
