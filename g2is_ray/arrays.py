@@ -1,0 +1,140 @@
+"""Gradient arrays: reading those that somebody already has, centering, normalizing."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from g2is_ray.errors import InputError
+
+
+def load_matrix(path: str) -> NDArray[np.generic]:
+    """Read a 2-D array from `.npy`, `.safetensors` or `.pt`, never running code from it.
+
+    A `.safetensors` or `.pt` file must hold one tensor, alone or as the only entry.
+
+    Raises:
+        InputError: the file is missing, of another kind, damaged, or not one matrix.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        array = _READERS[file.suffix](file)
+    except KeyError:
+        raise InputError(
+            f"{path}: arrays are read from {', '.join(_READERS)}, not from {file.suffix!r}"
+        ) from None
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as an array: {error}") from None
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"{path}: needs rows and columns, but has shape {list(array.shape)}")
+    return array
+
+
+def _read_npy(file: Path) -> NDArray[np.generic]:
+    return np.load(file, allow_pickle=False, mmap_mode="r")
+
+
+def _read_safetensors(file: Path) -> NDArray[np.generic]:
+    try:
+        tensors = load_file(file)
+    except TypeError:  # numpy has no bfloat16
+        from safetensors.torch import load_file as load_torch
+
+        return _as_numpy(_only(load_torch(file), file))
+    return _only(tensors, file)
+
+
+def _read_pt(file: Path) -> NDArray[np.generic]:
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
+        raise InputError(
+            f"{file}: torch cannot load it without running code from it: {_first_line(error)}"
+        ) from None
+    return _as_numpy(_only(held, file) if isinstance(held, dict) else held)
+
+
+def _only(entries: Mapping[str, Any], file: Path) -> Any:
+    if len(entries) != 1:
+        raise InputError(f"{file}: needs exactly one tensor, but holds {sorted(entries)}")
+    return next(iter(entries.values()))
+
+
+def _as_numpy(value: object) -> NDArray[np.generic]:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"it holds a {type(value).__name__}, not a tensor")
+    value = value.detach()
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+_READERS = {".npy": _read_npy, ".safetensors": _read_safetensors, ".pt": _read_pt}
+
+
+def gradients_from(path: str) -> NDArray[np.float32]:
+    """Read a matrix of finite real numbers as float32 [n, d].
+
+    Raises:
+        InputError: as `load_matrix`; or entries that are not finite real numbers.
+    """
+    array = load_matrix(path)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path}: needs real numbers, but holds {array.dtype}")
+    with np.errstate(over="ignore"):
+        gradients = np.asarray(array, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(gradients).all(axis=1))
+    if len(bad):
+        raise InputError(f"{path}: row {bad[0]} has entries that are not finite numbers")
+    return gradients
+
+
+def neighbors_from(path: str, rows: int) -> NDArray[np.int64]:
+    """Read a graph [n, k] of neighbor rows; negative entries mean no neighbor.
+
+    Raises:
+        InputError: as `load_matrix`; or not one row of whole numbers below `rows` per row.
+    """
+    array = load_matrix(path)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: needs row numbers, but holds {array.dtype}")
+    if len(array) != rows:
+        raise InputError(f"{path}: has {len(array)} rows, but --train has {rows}")
+    largest = int(array.max())
+    if largest >= rows:
+        raise InputError(f"{path}: names row {largest}, but --train has only {rows} rows")
+    return np.asarray(array, dtype=np.int64)
+
+
+def normalize(
+    x: NDArray[np.floating], mean: NDArray[np.floating] | None = None
+) -> NDArray[np.float32]:
+    """Unit rows of `x - mean` [n, d]; rows of zeros in `x` stay zero, with a mean too."""
+    valid = np.any(x != 0, axis=1)
+    centered = np.asarray(x, dtype=np.float32)
+    if mean is not None:
+        centered = centered - mean.astype(np.float32)
+    norms = np.linalg.norm(centered, axis=1)
+    valid &= norms > 0
+    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=valid)
+    return (centered * scale[:, None]).astype(np.float32, copy=False)
+
+
+def mean_of_valid(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean [d] of the rows of `x` [n, d] that are not all zero."""
+    valid = np.any(x != 0, axis=1)
+    return x[valid].mean(axis=0, dtype=np.float64) if valid.any() else np.zeros(x.shape[1])

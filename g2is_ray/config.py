@@ -1,0 +1,219 @@
+"""Settings: one frozen dataclass per stage, one source of defaults, help text and checks.
+
+A field's docstring is its help text on the command line and its entry in the
+documentation; pydantic checks types and bounds when the object is built, so a wrong
+value dies at start. A YAML file and the flags use the same names
+(`max_tokens` and `--max-tokens`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from g2is_ray.errors import SettingError
+
+_STRICT = pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelSettings:
+    model: str
+    """Hugging Face name or local directory of the causal LM to tune."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; leave off unless you trust its authors."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the base weights; auto is bfloat16 on GPUs and float32 on CPUs."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ReadSettings:
+    source_field: str = "source"
+    """Column that labels a row's origin in the report; the selection never reads it."""
+    max_tokens: Count = 2048
+    """Longest example in tokens; longer ones are cut on the right. Time grows with it."""
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of unreadable rows that is put up with; above it, reading stops."""
+    part_rows: Count = 4096
+    """Rows of a part, the unit of work and of resume; at most this much is lost by a fault."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PoolSettings:
+    pool: tuple[str, ...]
+    """Candidates: JSONL, JSON or Parquet files, globs, directories, URLs, hf://org/name[:split]."""
+    format: str = "auto"
+    """Schema of the pool's rows: auto, messages, prompt-completion, alpaca or sharegpt."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TargetSettings:
+    target: dict[str, str] = dataclasses.field(default_factory=dict)
+    """NAME=FILE, validation rows of the domain you care about; may be repeated."""
+    test: dict[str, str] = dataclasses.field(default_factory=dict)
+    """NAME=FILE, rows to measure the target NAME with, never used to select; may be repeated."""
+    max_target_rows: Count = 5000
+    """A larger target is refused: its gradients would cost as much as a pool's."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LoraSettings:
+    lora_r: Count = 128
+    """LoRA rank. Gradients are taken for r x (in + out) numbers a module; cost grows little."""
+    lora_alpha: Count = 512
+    """LoRA scale: updates are multiplied by alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout on the adapter's input while training; gradients are taken without it."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the linear modules that get an adapter, or all-linear."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WarmupSettings:
+    warmup_fraction: Share = 0.05
+    """Share of the pool, drawn at random, that the adapter is warmed up on."""
+    warmup_epochs: Count = 4
+    """Passes over the warm-up rows."""
+    warmup_learning_rate: Positive = 2e-5
+    """Highest learning rate of the warm-up (linear schedule)."""
+    warmup_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Rows per optimizer step; 0 means 128, or a tenth of the rows if they are fewer than 1,280."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GradientSettings:
+    projection_dim: Annotated[int, Field(ge=2)] = 8192
+    """Dimensions that gradients are projected to; disk is 2 bytes x this per row."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GraphSettings:
+    neighbors: Count = 32
+    """Neighbors of each row in the kNN graph."""
+    center: bool = True
+    """Subtract the pool's mean gradient before normalizing, in graph and walk alike."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WalkSettings:
+    fraction: Share = 0.01
+    """Share of the pool to select, in (0, 1]."""
+    delta: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Least share of the previous |cos(sum of picks, component)| that a step must keep."""
+    explained_variance: Share = 0.5
+    """Principal components of the target are taken up to this share of its variance."""
+    pca: Literal["centered", "uncentered"] = "uncentered"
+    """Whether the mean target gradient is removed before taking components (paper: centered)."""
+    orient: bool = True
+    """Flip components to point towards the mean target gradient (paper: no)."""
+    on_exhausted: Literal["stop", "restart"] = "restart"
+    """When nothing qualifies: stop short of the budget (paper), or restart at the next anchor."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TuneSettings:
+    tune_epochs: Count = 3
+    """Passes over the selected rows."""
+    tune_learning_rate: Positive = 1e-4
+    """Highest learning rate of tuning (cosine schedule)."""
+    tune_batch_size: Count = 16
+    """Rows per optimizer step."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateSettings:
+    max_new_tokens: Count = 256
+    """Longest answer written for exact match, in tokens; greedy decoding is the slow part."""
+    exact_match_rows: Annotated[int, Field(ge=0)] = 200
+    """Test rows that exact match is measured on, the first ones; 0 leaves it out."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SeedSettings:
+    seed: int = 0
+    """Seed of the warm-up draw, adapter, data order, projection and random baseline."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ComparisonSettings:
+    baselines: tuple[Literal["random", "paper"], ...] = ("random",)
+    """What the selection is compared with; each is selected, tuned and measured the same way."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExecutionSettings:
+    """How the work is run; never what a stage writes."""
+
+    address: str = ""
+    """Ray cluster: auto, host:port, or local to start one; unset means RAY_ADDRESS or local."""
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """What workers run on: auto takes GPUs if the cluster has any now; gpu waits for them."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Gradient and evaluation workers; 0 means one per GPU, or one where there is none."""
+    train_workers: Count = 1
+    """Data-parallel workers of warm-up and tuning."""
+    batch_tokens: Count = 8192
+    """Longest row x rows of a batch; memory grows with it, results do not depend on it."""
+    micro_batch_size: Count = 4
+    """Rows that training holds in memory at once; batches are accumulated from these."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that training reports to: tensorboard, wandb, mlflow, trackio."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "recommended": {"center": True, "pca": "uncentered", "orient": True, "on_exhausted": "restart"},
+    "paper": {"center": False, "pca": "centered", "orient": False, "on_exhausted": "stop"},
+}
+"""`paper` is the published procedure to the letter; `recommended` what docs/evidence supports."""
+
+T = TypeVar("T")
+
+
+def fields_of(classes: Iterable[type]) -> dict[str, pydantic.fields.FieldInfo]:
+    """Every setting of `classes` by name, with its type, default and help text."""
+    fields: dict[str, pydantic.fields.FieldInfo] = {}
+    for cls in classes:
+        fields.update(cls.__pydantic_fields__)  # type: ignore[attr-defined]
+    return fields
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build settings of type `cls` from those of `values` that it knows.
+
+    Raises:
+        SettingError: a required value is missing, or one is of the wrong type or range.
+    """
+    fields = fields_of([cls])
+    try:
+        return cls(**{name: values[name] for name in fields if name in values})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        remedy = fields[name].description or ""
+        if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            raise SettingError(f"{name} is not set: {remedy}") from None
+        reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise SettingError(f"{name} {reason}, got {first['input']!r}: {remedy}") from None
+
+
+def as_dict(*settings: Any) -> dict[str, Any]:
+    """The settings as plain values that JSON keeps as they are."""
+    merged: dict[str, Any] = {}
+    for one in settings:
+        for name, value in dataclasses.asdict(one).items():
+            merged[name] = list(value) if isinstance(value, tuple) else value
+    return merged
+
+
+def flag(name: str) -> str:
+    """Command line flag of the setting `name`: max_tokens -> --max-tokens."""
+    return "--" + name.replace("_", "-")

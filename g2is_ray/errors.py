@@ -1,0 +1,25 @@
+"""The errors a user may see: one sentence each, exit status 2.
+
+Every message says what is wrong, where (file:line, part or setting) and what to do
+about it. All of them survive pickling, because Ray carries them between processes.
+"""
+
+
+class G2isError(Exception):
+    """Base of every error that is the input's or the machine's fault, not a bug."""
+
+
+class InputError(G2isError):
+    """A file, row, array or model given by the user cannot be used."""
+
+
+class SettingError(G2isError):
+    """A setting has a value that can never work."""
+
+
+class WorkspaceError(G2isError):
+    """The workspace holds other settings, lacks an earlier stage, or cannot be written."""
+
+
+class WorkError(G2isError):
+    """Workers failed at some parts, or keep dying; everything else is done and kept."""
