@@ -1,0 +1,412 @@
+"""Reading: instruction examples as a stream from JSON lines, JSON, Parquet and the hub.
+
+Every path goes through fsspec, so local files, s3://, gs://, https:// and memory:// are
+read alike. A row that cannot be used is handed on as `Rejected` with its reason; a file
+that cannot be read to its end stops the reading. Memory does not grow with the pool.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import has_magic, url_to_fs
+
+from g2is_ray import schemas
+from g2is_ray.errors import InputError
+from g2is_ray.schemas import MAX_ROW_BYTES, RowError
+
+_TEXT_CHARACTERS = 2000
+_BATCH_ROWS = 256
+_WINDOW = 2**20  # characters of a JSON array taken at a time
+_BLANK = re.compile(r"[ \t\r\n]*")
+# Lets raw control characters in strings pass, and reads Python's NaN and Infinity as null.
+_DECODER = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+_READABLE = "*.jsonl, *.ndjson, *.json (each also .gz or .zst) and *.parquet"
+_BOM = b"\xef\xbb\xbf"
+_HUB = re.compile(r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?::(?P<split>[\w.-]+))?")
+
+_Rows = Iterator[tuple[int, Any]]  # line or row number, parsed row or RowError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One usable row."""
+
+    id: str  # the row's own "id", or "<file>:<line>"
+    messages: list[dict[str, str]]  # [{"role": ..., "content": ...}], at least one assistant turn
+    group: str  # label for reports only: the row's source column or the file's stem
+    answer: str | None  # what a prediction is compared with, where the row has it
+    record: str  # the row in its own schema as one line of JSON; NaN and infinities as null
+    file: str
+    line: int  # line of JSON lines, otherwise 1-based number of the row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """One row that cannot be used, and why."""
+
+    file: str
+    line: int
+    reason: str
+    text: str  # first 2,000 characters of the row
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """Files behind paths, globs, directories and URLs; sorted, each once.
+
+    Directories are searched to any depth for *.jsonl, *.ndjson, *.json and *.parquet (and
+    .gz and .zst of the first three), leaving out names that start with a dot. Local paths
+    stay relative where they were given so. `hf://org/name[:split]` is left as it is.
+
+    Raises:
+        InputError: nothing is there, or nothing that can be read.
+    """
+    found: dict[str, str] = {}  # by absolute address, so that ./a and a are one file
+    for source in sources:
+        if not source:  # an unset shell variable; fsspec would take the current directory
+            raise InputError("a source is an empty string; give a path or URL")
+        if _HUB.fullmatch(source):
+            found[source] = source
+            continue
+        for address, name in _expand_one(source):
+            found.setdefault(address, name)
+    return sorted(found.values())
+
+
+def _expand_one(source: str) -> Iterator[tuple[str, str]]:
+    try:
+        fs, path = url_to_fs(source)
+        paths, searched = _search(fs, path)
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such file or directory; check the path") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{source}: cannot be opened ({_line(error)})") from error
+    readable = [found for found in paths if _container(found)[1] in _SUFFIXES]
+    if not readable:
+        what = "matches no readable file" if searched else "is not a readable file"
+        raise InputError(f"{source}: {what}; readable are {_READABLE}")
+    chained = source.partition("::")[2]
+    for found in readable:
+        address = fs.unstrip_protocol(found) + (f"::{chained}" if chained else "")
+        if "://" in source or chained:
+            yield address, address
+        else:
+            yield address, found if Path(source).is_absolute() else os.path.relpath(found)
+
+
+def _search(fs: Any, path: str) -> tuple[list[str], bool]:
+    """Paths of files, and whether they come from a directory or glob."""
+    try:
+        kind = fs.info(path)["type"]
+    except FileNotFoundError:
+        if not has_magic(path):
+            raise
+        return [found for found in fs.glob(path) if fs.isfile(found)], True
+    if kind != "directory":
+        return [path], False
+    root = path.rstrip("/") + "/"
+    inside = [found for found in fs.find(path) if "/." not in "/" + found.removeprefix(root)]
+    return inside, True
+
+
+def describe(file: str) -> dict[str, Any]:
+    """What tells one version of a file from another, without reading all of it.
+
+    Returns:
+        `name` (without folders), `size` in bytes and `checksum`, the sha256 of the first
+        and the last MiB; for hub datasets only `name`.
+    """
+    if _HUB.fullmatch(file):
+        return {"name": file}
+    try:
+        fs, path = url_to_fs(file)
+        size = fs.size(path)
+        digest = hashlib.sha256()
+        with fs.open(path, "rb") as stream:
+            digest.update(stream.read(2**20))
+            if size is not None:  # some web servers do not tell
+                stream.seek(max(0, size - 2**20))
+                digest.update(stream.read(2**20))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({_line(error)}); check the path") from error
+    return {"name": path.rsplit("/", 1)[-1], "size": size, "checksum": digest.hexdigest()}
+
+
+def read_examples(
+    files: Sequence[str], *, format: str = "auto", source_field: str = "source"
+) -> Iterator[Example | Rejected]:
+    """Rows of the files, one after another, in the order they are given.
+
+    Args:
+        files: as `expand` returns them.
+        format: name of a schema, or `auto` to tell it from the columns of each file's first
+            row that can be parsed.
+        source_field: column with the label for reports.
+
+    Raises:
+        SettingError: at the call, if the format is not known.
+        InputError: while reading, if a file is missing, empty, damaged or of no known schema.
+    """
+    schemas.check_format(format)
+    return _read(files, None if format == "auto" else format, source_field)
+
+
+def _read(
+    files: Sequence[str], schema: str | None, source_field: str
+) -> Iterator[Example | Rejected]:
+    for file in files:
+        name = schema
+        empty = True
+        for line, row in _rows(file):
+            empty = False
+            text = ""
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                text = schemas.to_record(row)
+                name = name or _detect(row, file)
+                example = _example(row, text, name, source_field, file, line)
+            except RowError as bad:
+                text = (bad.text or text)[:_TEXT_CHARACTERS]
+                text = text.encode("utf-8", "backslashreplace").decode()
+                yield Rejected(file=file, line=line, reason=str(bad), text=text)
+            else:
+                yield example
+        if empty:
+            raise InputError(f"{file}: the file is empty; remove it or fill it")
+
+
+def _detect(row: dict[str, Any], file: str) -> str:
+    name = schemas.detect(row)
+    if name is None:
+        columns = ", ".join(map(repr, row)) or "none"
+        raise InputError(
+            f"{file}: the columns ({_clip(columns)}) fit no schema; messages needs 'messages', "
+            "prompt-completion 'prompt' and 'completion', alpaca 'instruction' and 'output', "
+            "sharegpt 'conversations'; rename the columns"
+        )
+    return name
+
+
+def _example(
+    row: dict[str, Any], record: str, schema: str, source_field: str, file: str, line: int
+) -> Example:
+    own_id, group, answer = row.get("id"), row.get(source_field), row.get("answer")
+    return Example(
+        id=_label(own_id) or f"{file}:{line}",
+        messages=schemas.to_messages(row, schema),
+        group=_label(group) or _container(file)[0],
+        answer=str(answer) if isinstance(answer, str | int | float) else None,
+        record=record,
+        file=file,
+        line=line,
+    )
+
+
+def _label(value: Any) -> str:
+    """A string or integer as a string, anything else as an empty one."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _container(file: str) -> tuple[str, str, str]:
+    """Stem, suffix and compression of a file: `a/pool.jsonl.gz` is ("pool", ".jsonl", ".gz")."""
+    hub = _HUB.fullmatch(file)
+    if hub:
+        return hub["name"].rsplit("/", 1)[-1], "", ""
+    name = file.partition("::")[0]
+    if name.startswith(("http://", "https://")):
+        name = name.partition("?")[0]
+    path, compression = PurePosixPath(name), ""
+    if path.suffix.lower() in (".gz", ".zst"):
+        path, compression = PurePosixPath(path.stem), path.suffix.lower()
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" and compression:
+        suffix = ""  # it compresses inside; wrapped once more it could not be sought in
+    return path.stem, suffix, compression
+
+
+def _rows(file: str) -> _Rows:
+    """Parsed rows of one file with their numbers; a RowError where a row cannot be parsed."""
+    if _HUB.fullmatch(file):
+        yield from _hub_rows(file)
+        return
+    _, suffix, compression = _container(file)
+    if suffix not in _SUFFIXES:
+        raise InputError(f"{file}: is not a readable file; readable are {_READABLE}")
+    try:
+        fs, path = url_to_fs(file)
+        with fs.open(path, "rb") as raw:
+            if suffix == ".parquet":
+                yield from _parquet_rows(raw)
+                return
+            stream = _decompressed(raw, compression)
+            if stream.peek(3).startswith(_BOM):
+                stream.read(3)
+            start = stream.peek().lstrip() if suffix == ".json" else b""
+            if start.startswith(b"["):
+                yield from _array_rows(stream, file)
+                return
+            if start.partition(b"\n")[0].strip() == b"{":
+                raise InputError(
+                    f"{file}: is one JSON object over several lines; write a JSON array of rows, "
+                    "or one row a line"
+                )
+            yield from _line_rows(stream)
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; check the path") from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(
+            f"{file}: cannot be read to its end ({_line(error)}); it is truncated, damaged or "
+            "out of reach: fetch it again"
+        ) from error
+
+
+def _decompressed(raw: Any, compression: str) -> io.BufferedReader:
+    if compression == ".gz":
+        raw = gzip.GzipFile(fileobj=raw)
+    elif compression == ".zst":
+        # Not the zstandard library (nor fsspec, which uses it): its reader takes a truncated
+        # file for a complete one. Arrow's raises.
+        raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return io.BufferedReader(raw, 2**20)
+
+
+def _line_rows(stream: io.BufferedReader) -> _Rows:
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            start = line[: 4 * _TEXT_CHARACTERS].decode("utf-8", "backslashreplace")
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(2**20)
+            reason = f"the line is longer than {MAX_ROW_BYTES // 2**20} MiB"
+            yield number, RowError(reason, start)
+        elif line.strip():
+            yield number, _parse(line.rstrip(b"\r\n"))
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start + 1} of the line is not UTF-8"
+        return RowError(reason, line.decode("utf-8", "backslashreplace"))
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        return RowError(f"the line is not JSON ({error.msg} at column {error.colno})", text)
+    except RecursionError:
+        return RowError("the row is nested too deeply", text)
+    except ValueError as error:  # an integer of thousands of digits
+        return RowError(f"the line cannot be parsed ({_line(error)})", text)
+
+
+def _array_rows(stream: io.BufferedReader, file: str) -> _Rows:
+    """Rows of a JSON array, parsed one at a time in a window of the text.
+
+    Not ijson: its yajl backend stops at half a surrogate pair (or puts "?") and knows no NaN,
+    so that one row would cost the file; its Python backend gathers the file in memory.
+    """
+    # Bytes that are not UTF-8 become lone surrogates, for which their row is rejected.
+    text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
+    window = text.read(_WINDOW)
+    at = window.index("[") + 1
+    passed = number = 0  # characters before the window; rows before `at`
+    first = _blank(window, at)
+    closed = window[first : first + 1] == "]"
+    at = first + closed
+    while not closed:
+        try:
+            row, after, closed = _element(window, at)
+        except json.JSONDecodeError as error:
+            size = len(window) - at
+            more = text.read(max(_WINDOW, size)) if size <= MAX_ROW_BYTES else ""
+            if not more:
+                raise InputError(
+                    f"{file}: row {number + 1} of the array is not JSON, or longer than "
+                    f"{MAX_ROW_BYTES // 2**20} MiB ({error.msg} at character "
+                    f"{passed + error.pos + 1:,}), and nothing after it can be read; repair it"
+                ) from None
+            passed += at
+            window, at = window[at:] + more, 0
+        except (RecursionError, ValueError) as error:
+            raise InputError(
+                f"{file}: row {number + 1} of the array cannot be parsed ({_line(error)}), and "
+                "nothing after it can be read; remove it"
+            ) from None
+        else:
+            at = after
+            number += 1
+            yield number, row
+    if window[at:].strip() or text.read(_WINDOW).strip():
+        raise InputError(f"{file}: text follows the end of the array; write one array a file")
+
+
+def _element(window: str, at: int) -> tuple[Any, int, bool]:
+    """The value at `at`, where the next one starts, and whether it was the last one."""
+    row, end = _DECODER.raw_decode(window, _blank(window, at))
+    end = _blank(window, end)
+    if window[end : end + 1] not in (",", "]"):
+        raise json.JSONDecodeError("Expecting ',' or ']'", window, end)
+    return row, end + 1, window[end] == "]"
+
+
+def _blank(window: str, at: int) -> int:
+    """Where the white space that may start at `at` ends."""
+    match = _BLANK.match(window, at)
+    return match.end() if match else at
+
+
+def _parquet_rows(raw: Any) -> _Rows:
+    number = 0
+    # Without pre-buffering, a large row group is not held as a whole.
+    table = pq.ParquetFile(raw, pre_buffer=False, buffer_size=2**20)
+    for batch in table.iter_batches(_BATCH_ROWS):
+        for row in _batch_rows(batch):
+            number += 1
+            yield number, row
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[Any]:
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [RowError(f"a text is not UTF-8 ({_line(error)})")]
+        return [row for i in range(batch.num_rows) for row in _batch_rows(batch.slice(i, 1))]
+
+
+def _hub_rows(file: str) -> _Rows:
+    from datasets import load_dataset  # slow to import, and few need it
+
+    hub = _HUB.fullmatch(file)
+    assert hub is not None
+    try:
+        rows = load_dataset(hub["name"], split=hub["split"] or "train", streaming=True)
+        yield from enumerate(rows, start=1)
+    except Exception as error:  # of any type: the library passes on those of its many parts
+        raise InputError(
+            f"{file}: cannot be read from the hub ({type(error).__name__}: {_line(error)}); "
+            "check the name, the split and the network"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return _clip(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _clip(text: str, characters: int = 300) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
