@@ -1,0 +1,262 @@
+"""The workspace: what is on disk, what made it, and what is done.
+
+A directory or any fsspec URL. A stage owns one folder, whose path is also the stage's
+name: `pool`, `warmup`, `gradients`, `graph/centered`, `targets/T`, `selections/T`, …
+`workspace.json` records the settings that made each. A piece of work ends with a receipt
+holding the checksums of its files; a piece without a valid receipt is not done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from g2is_ray.errors import WorkspaceError
+
+FORMAT = 1
+STAGE_RECEIPT = "receipt"
+_INDEX = "workspace.json"
+
+
+def part_name(part: int) -> str:
+    """File stem of a part: part-00012."""
+    return f"part-{part:05d}"
+
+
+class Workspace:
+    """Files, stage records and receipts below one root; cheap to make and to pickle."""
+
+    def __init__(self, url: str) -> None:
+        self.url = str(url)
+        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self.is_local = "file" in self._fs.protocol
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[str]]:
+        return Workspace, (self.url if not self.is_local else self._root,)
+
+    def location(self, path: str) -> str:
+        """Absolute path or URL of `path`, as other libraries and users take it."""
+        return self._full(path) if self.is_local else f"{self.url.rstrip('/')}/{path}"
+
+    def _full(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}" if path else self._root
+
+    # ---- files ---------------------------------------------------------------
+
+    def exists(self, path: str) -> bool:
+        return bool(self._fs.exists(self._full(path)))
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            WorkspaceError: there is no such file.
+        """
+        try:
+            return bytes(self._fs.cat_file(self._full(path)))
+        except FileNotFoundError:
+            raise WorkspaceError(f"{self.location(path)} is missing") from None
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a whole file or nothing: a temporary name and a rename, or one PUT.
+
+        Raises:
+            WorkspaceError: the disk is full or the place cannot be written.
+        """
+        full = self._full(path)
+        with self._writing(path):
+            if not self.is_local:
+                self._fs.pipe_file(full, data)
+                return
+            target = Path(full)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    @contextlib.contextmanager
+    def _writing(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = self.location(path)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise WorkspaceError(
+                    f"the disk is full, writing {where}: free some space and give the same "
+                    "command again; what is finished is kept"
+                ) from None
+            raise WorkspaceError(f"{where} cannot be written: {error.strerror or error}") from None
+
+    def read_json(self, path: str) -> Any:
+        try:
+            return json.loads(self.read_bytes(path))
+        except ValueError:
+            raise WorkspaceError(f"{self.location(path)} is damaged; remove it") from None
+
+    def write_json(self, path: str, value: Any) -> None:
+        self.write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def read_array(self, path: str) -> NDArray[Any]:
+        return np.load(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of what lies directly in `folder`; empty if there is no such folder."""
+        try:
+            listed = self._fs.ls(self._full(folder), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
+
+    def download(self, folder: str, to: Path) -> Path:
+        """A local folder with the files of `folder`: itself, or a copy in `to`."""
+        if self.is_local:
+            return Path(self._full(folder))
+        self._fs.get(self._full(folder) + "/", str(to) + "/", recursive=True)
+        return to
+
+    def remove(self, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._full(folder), recursive=True)
+
+    # ---- receipts ------------------------------------------------------------
+
+    def commit(
+        self, stage: str, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write `files` into the stage's folder and, last, the receipt `name`.json.
+
+        Returns:
+            The receipt: `facts`, and size and SHA-256 of each file.
+        """
+        held = {}
+        for file, data in files.items():
+            self.write_bytes(f"{stage}/{file}", data)
+            held[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        receipt = {**facts, "files": held}
+        self.write_json(f"{stage}/{name}.json", receipt)
+        return receipt
+
+    def receipt(self, stage: str, name: str = STAGE_RECEIPT) -> dict[str, Any] | None:
+        """The receipt `name` if its files are all there, whole and unaltered; else None."""
+        try:
+            receipt = self.read_json(f"{stage}/{name}.json")
+            for file, held in receipt["files"].items():
+                data = self.read_bytes(f"{stage}/{file}")
+                if len(data) != held["bytes"]:
+                    return None
+                if hashlib.sha256(data).hexdigest() != held["sha256"]:
+                    return None
+        except (WorkspaceError, KeyError, TypeError, AttributeError):
+            return None
+        return receipt
+
+    def require(self, stage: str, command: str) -> dict[str, Any]:
+        """The receipt of a finished stage, without checking its files again.
+
+        Raises:
+            WorkspaceError: the stage is not finished; names the `command` that does it.
+        """
+        if not self.exists(f"{stage}/{STAGE_RECEIPT}.json"):
+            raise WorkspaceError(
+                f"{self.url} has no finished {stage} yet; run `g2is {command} --workspace "
+                f"{self.url}` first"
+            )
+        return self.read_json(f"{stage}/{STAGE_RECEIPT}.json")
+
+    # ---- stage records ---------------------------------------------------------
+
+    def _index(self) -> dict[str, Any]:
+        if not self.exists(_INDEX):
+            return {"format": FORMAT, "stages": {}}
+        index = self.read_json(_INDEX)
+        if not isinstance(index, dict) or index.get("format") != FORMAT:
+            raise WorkspaceError(
+                f"{self.location(_INDEX)} is not of format {FORMAT}; use another workspace"
+            )
+        return index
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Record of each stage that was begun: `settings`, `inputs`, `fingerprint`."""
+        return self._index()["stages"]
+
+    def begin(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[str] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Record what makes `stage`, or check that it is what made what lies there.
+
+        Args:
+            stage: the stage's folder.
+            settings: everything that changes what the stage writes.
+            inputs: stages that it reads.
+            arguments: values to remember that do not change what is written.
+
+        Returns:
+            The stage's fingerprint.
+
+        Raises:
+            WorkspaceError: the folder was made with other settings or inputs.
+        """
+        index = self._index()
+        known = index["stages"]
+        settings = json.loads(json.dumps(settings))
+        record: dict[str, Any] = {
+            "settings": settings,
+            "inputs": {name: known[name]["fingerprint"] for name in inputs},
+        }
+        text = json.dumps(record, sort_keys=True)
+        record["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        record["arguments"] = dict(arguments or {})
+        earlier = known.get(stage)
+        if earlier is not None and self.names(stage):
+            self._compare(stage, earlier, record)
+        else:
+            known[stage] = record
+            self.write_json(_INDEX, index)
+        return str(record["fingerprint"])
+
+    def _compare(self, stage: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+        remedy = f"use another workspace, or remove {self.location(stage)} to make it anew"
+        for name in sorted(earlier["settings"].keys() | now["settings"].keys()):
+            was, wanted = earlier["settings"].get(name), now["settings"].get(name)
+            if was != wanted:
+                raise WorkspaceError(
+                    f"{stage} was made with {name} {_short(was)}, now it is {_short(wanted)}: "
+                    f"{remedy}"
+                )
+        for name, fingerprint in now["inputs"].items():
+            if earlier["inputs"].get(name) != fingerprint:
+                raise WorkspaceError(f"{stage} was made from another {name}: {remedy}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """The array as the content of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
