@@ -1,0 +1,172 @@
+"""Base models, tokenizers and LoRA adapters, by transformers and PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from g2is_ray.config import LoraSettings, ModelSettings
+from g2is_ray.errors import InputError, SettingError
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """Number type of the base weights on `device`."""
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be loaded.
+    """
+    with _explained(settings.model):
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+    """The base model on `device`, in evaluation mode.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be loaded.
+    """
+    with _explained(settings.model):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model,
+            trust_remote_code=settings.trust_remote_code,
+            dtype=base_dtype(settings, device),
+        )
+    return model.to(device).eval()
+
+
+class _explained:  # noqa: N801  reads as a verb in `with`
+    """Turn what transformers raises for an unusable model into one sentence."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        if Path(self.model).is_dir() and not (Path(self.model) / "config.json").is_file():
+            raise InputError(f"model {self.model}: the directory has no config.json")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise InputError(
+                f"model {self.model} cannot be loaded: it is neither a usable local directory nor "
+                f"a model that the Hugging Face hub gives ({reason})"
+            ) from error
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
+    """Put a fresh LoRA adapter on `model`; its initial weights depend on `seed` only.
+
+    Raises:
+        SettingError: the model has no module of the names in `lora_targets`.
+    """
+    targets: str | list[str] = list(settings.lora_targets)
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+        raise SettingError(
+            f"lora_targets {', '.join(settings.lora_targets)} do not fit the model, whose linear "
+            f"modules are {', '.join(sorted(linear))} ({str(error).splitlines()[0][:200]})"
+        ) from None
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put the saved adapter in `folder` on `model`, in evaluation mode."""
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def parameter_name(name: str) -> str:
+    """A LoRA parameter's name without wrappers and adapter name, as files hold it."""
+    for wrapper in ("module.", "base_model.model."):
+        name = name.removeprefix(wrapper)
+    return name.replace(".default.weight", ".weight")
+
+
+def lora_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """LoRA parameters by the name that files hold them under."""
+    return {
+        parameter_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+
+
+Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""AdamW's first and second moments of each LoRA parameter, float32, in its shape."""
+
+
+def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
+    """AdamW's moments after training."""
+    state: dict[Any, Any] = optimizer.state
+    return {
+        name: (state[p]["exp_avg"].float().cpu(), state[p]["exp_avg_sq"].float().cpu())
+        for name, p in lora_parameters(model).items()
+    }
+
+
+def moments_to_tensors(moments: Moments) -> dict[str, torch.Tensor]:
+    """Moments as one flat dictionary, as a safetensors file holds them."""
+    flat = {}
+    for name, (first, second) in moments.items():
+        flat[f"exp_avg.{name}"], flat[f"exp_avg_sq.{name}"] = first, second
+    return flat
+
+
+def moments_from_tensors(flat: dict[str, torch.Tensor], model: torch.nn.Module) -> Moments:
+    """Moments for the LoRA parameters of `model`.
+
+    Raises:
+        InputError: a parameter has no moments, or moments of another shape; names it.
+    """
+    moments: Moments = {}
+    for name, parameter in lora_parameters(model).items():
+        pair = flat.get(f"exp_avg.{name}"), flat.get(f"exp_avg_sq.{name}")
+        for moment in pair:
+            if moment is None:
+                raise InputError(f"the AdamW moments lack the adapter's parameter {name}")
+            if moment.shape != parameter.shape:
+                raise InputError(
+                    f"the AdamW moments of {name} have shape {list(moment.shape)}, but the "
+                    f"adapter's parameter has {list(parameter.shape)}: they are of another adapter"
+                )
+        moments[name] = pair  # type: ignore[assignment]
+    return moments
