@@ -1,0 +1,193 @@
+"""LoRA tuning with transformers' Trainer: the one path of warm-up and tuning.
+
+Runs without Ray; `actors/trainer.py` runs the same inside Ray Train.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save as save_tensors
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from g2is_ray import models
+from g2is_ray.chat import ChatEncoder, Encoded
+from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
+from g2is_ray.examples import ExampleSet
+from g2is_ray.gradients import pad
+from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINTS = 5  # checkpoints of a training, evenly spaced; a fault costs at most one gap
+_LOG_LINES = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything that decides what a training gives, and nothing else."""
+
+    model: ModelSettings
+    lora: LoraSettings
+    epochs: int
+    learning_rate: float
+    batch_size: int  # rows per optimizer step, over all workers
+    schedule: Literal["linear", "cosine"]
+    max_tokens: int
+    seed: int
+
+
+def steps_of(rows: int, plan: TrainingPlan) -> int:
+    """Optimizer steps of the whole training."""
+    return math.ceil(rows / plan.batch_size) * plan.epochs
+
+
+class TunedModel:
+    """A training that is set up: model, adapter, rows and Trainer.
+
+    Args:
+        rows: pool rows to train on.
+        world_size: data-parallel workers that share each batch.
+        scratch: local folder for Trainer's own checkpoints.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        stage: str,
+        plan: TrainingPlan,
+        rows: Sequence[int],
+        execution: ExecutionSettings,
+        *,
+        scratch: Path,
+        world_size: int = 1,
+    ) -> None:
+        self._workspace, self._stage, self._plan = workspace, stage, plan
+        self._began = time.monotonic()
+        tokenizer = models.load_tokenizer(plan.model)
+        encoder = ChatEncoder(tokenizer, max_tokens=plan.max_tokens)
+        held = ExampleSet(workspace, "pool").take(rows, ["messages"])
+        self._encoded = [encoder.encode(row["messages"]) for row in held]
+        device = models.default_device()
+        base = models.load_base(plan.model, device)
+        if device.type == "cuda":  # activations of long rows would not fit beside the weights
+            base.gradient_checkpointing_enable()
+            base.enable_input_require_grads()
+        model = models.add_adapter(base, plan.lora, plan.seed)
+        self.trainer = Trainer(
+            model=model,
+            args=_arguments(plan, len(rows), execution, scratch, world_size, stage),
+            train_dataset=self._encoded,
+            data_collator=_Collator(tokenizer),
+            callbacks=[_MetricsFile(workspace, stage)],
+        )
+
+    def save(self, *, with_moments: bool) -> dict[str, Any]:
+        """Write the adapter, and AdamW's moments if asked for, with the stage's receipt."""
+        trainer = self.trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        files = {}
+        with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as folder:
+            model.save_pretrained(folder)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                files[f"adapter/{name}"] = (Path(folder) / name).read_bytes()
+        if with_moments:
+            assert trainer.optimizer is not None
+            flat = models.moments_to_tensors(models.moments_of(model, trainer.optimizer))
+            files["moments.safetensors"] = save_tensors(flat)
+        files["metrics.jsonl"] = _metrics(trainer.state)
+        supervised = sum(one.supervised_tokens for one in self._encoded)
+        facts = {
+            "rows": len(self._encoded),
+            "steps": trainer.state.global_step,
+            "train_tokens": supervised * self._plan.epochs,
+            "seed": self._plan.seed,
+            "train_loss": _last_loss(trainer.state),
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        return self._workspace.commit(self._stage, STAGE_RECEIPT, files, facts)
+
+
+def _arguments(
+    plan: TrainingPlan,
+    rows: int,
+    execution: ExecutionSettings,
+    scratch: Path,
+    world_size: int,
+    stage: str,
+) -> TrainingArguments:
+    steps = steps_of(rows, plan)
+    share = max(1, plan.batch_size // world_size)
+    micro = max(n for n in range(1, min(share, execution.micro_batch_size) + 1) if share % n == 0)
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(scratch),
+        run_name=f"{stage} in {scratch.name}",
+        num_train_epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type=plan.schedule,
+        warmup_steps=math.ceil(0.03 * steps),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        ddp_find_unused_parameters=False,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        seed=plan.seed,
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        logging_steps=max(1, steps // _LOG_LINES),
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / _CHECKPOINTS)),
+        save_total_limit=1,
+        report_to=list(execution.report_to) or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+    )
+
+
+class _Collator:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._pad_id = tokenizer.pad_token_id or 0
+
+    def __call__(self, examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        ids, mask, labels = pad(examples, self._pad_id, torch.device("cpu"))
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class _MetricsFile(TrainerCallback):
+    """Keeps `metrics.jsonl` in the workspace up to date, across resumes too."""
+
+    def __init__(self, workspace: Workspace, stage: str) -> None:
+        self._workspace, self._stage = workspace, stage
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self._workspace.write_bytes(f"{self._stage}/metrics.jsonl", _metrics(state))
+
+
+def _metrics(state: TrainerState) -> bytes:
+    return "".join(json.dumps(entry) + "\n" for entry in state.log_history).encode()
+
+
+def _last_loss(state: TrainerState) -> float | None:
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return losses[-1] if losses else None
