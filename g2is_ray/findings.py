@@ -1,0 +1,191 @@
+"""Collects from a finished workspace what its report shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+import g2is_ray
+from g2is_ray.config import PRESETS
+from g2is_ray.examples import ExampleSet
+from g2is_ray.features import GradientSet
+from g2is_ray.layout import BASE, graph_stage, score_name, variants_in
+from g2is_ray.report import (
+    SHOWN_PICKS,
+    ComponentRow,
+    MapPoints,
+    ModelScore,
+    Pick,
+    RunView,
+    SelectionView,
+    TargetView,
+    Timing,
+    map_points,
+)
+from g2is_ray.workspace import Workspace
+
+_MAP_POINTS = 3000
+
+
+def preset_of(settings: dict[str, Any]) -> str:
+    """Name of the preset that the settings equal, or custom."""
+    for name, values in PRESETS.items():
+        if all(settings.get(key) == value for key, value in values.items()):
+            return name
+    return "custom"
+
+
+def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
+    """What was run, on what, and how long each stage took."""
+    stages = workspace.stages()
+    pool = workspace.require("pool", "ingest")
+    gradients = workspace.require("gradients", "gradients")
+    timings, graph = [], {}
+    for stage in stages:
+        if not workspace.exists(f"{stage}/receipt.json"):
+            continue
+        receipt = workspace.read_json(f"{stage}/receipt.json")
+        timings.append(Timing(stage, receipt["seconds"], receipt.get("parts", 1)))
+    for center in (True, False):
+        name = graph_stage(center)
+        if workspace.exists(f"{name}/receipt.json"):
+            receipt = workspace.read_json(f"{name}/receipt.json")
+            graph[f"{name}: neighbors"] = stages[name]["settings"]["neighbors"]
+            graph[f"{name}: mean similarity"] = round(receipt["mean_similarity"], 4)
+    return RunView(
+        model=stages["pool"]["settings"]["model"],
+        workspace=workspace.url,
+        version=g2is_ray.__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        pool_rows=pool["rows"],
+        rejected_rows=pool["rejected"],
+        truncated_rows=pool["truncated"],
+        invalid_rows=gradients["invalid"],
+        pool_groups=pool_groups,
+        settings={stage: record["settings"] for stage, record in stages.items()},
+        timings=timings,
+        graph=graph,
+    )
+
+
+def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> TargetView:
+    """A target's selections and scores; `groups` are the sources of all pool rows."""
+    val = ExampleSet(workspace, f"targets/{target}/val")
+    has_test = workspace.exists(f"targets/{target}/test/receipt.json")
+    variants = variants_in(workspace, target)
+    views = [_selection_view(workspace, target, variant, groups) for variant in variants]
+    return TargetView(
+        name=target,
+        rows=val.rows,
+        test_rows=ExampleSet(workspace, f"targets/{target}/test").rows if has_test else 0,
+        groups=Counter(row["group"] for row in val.read_all(["group"])),
+        main=views[0],
+        others=views[1:],
+        scores=_scores(workspace, target, variants),
+    )
+
+
+def _selection_view(
+    workspace: Workspace, target: str, variant: str, groups: Sequence[str]
+) -> SelectionView:
+    stage = f"selections/{variant}"
+    summary = workspace.read_json(f"{stage}/summary.json")
+    lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
+    records = [json.loads(line) for line in lines]
+    settings = workspace.stages()[stage]["settings"]
+    name = score_name(target, variant)
+    title = {"random": "random rows", "paper": "as published (preset paper)"}.get(
+        name, f"gradient walk (preset {preset_of(settings)})"
+    )
+    first = [record["row"] for record in records[:SHOWN_PICKS]]
+    shown = ExampleSet(workspace, "pool").take(first, ["messages"])
+    texts = [_prompt_and_answer(row["messages"]) for row in shown]
+    texts += [("", "")] * (len(records) - len(texts))
+    return SelectionView(
+        name=name,
+        title=title,
+        settings=settings,
+        budget=summary["budget"],
+        components=[
+            ComponentRow(index=one.pop("component") + 1, **one) for one in summary["per_component"]
+        ],
+        picks=[
+            Pick(**_for_people(record), group=groups[record["row"]], text=text, answer=answer)
+            for record, (text, answer) in zip(records, texts, strict=True)
+        ],
+        selected_groups=Counter(groups[record["row"]] for record in records),
+    )
+
+
+def _for_people(record: dict[str, Any]) -> dict[str, Any]:
+    """A pick counted from 1; a random one has neither component nor similarity."""
+    component, similarity = record["component"], record["similarity"]
+    return record | {
+        "rank": record["rank"] + 1,
+        "component": None if component is None else component + 1,
+        "similarity": float("nan") if similarity is None else similarity,
+    }
+
+
+def _prompt_and_answer(messages: list[dict[str, str]]) -> tuple[str, str]:
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    prompt = "\n\n".join(message["content"] or "" for message in messages[:last])
+    return prompt, messages[last]["content"] or ""
+
+
+def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[ModelScore]:
+    stage = f"evaluations/{target}"
+    if not workspace.exists(f"{stage}/receipt.json"):
+        return []
+    scores = []
+    for name, variant in [(BASE, None), *((score_name(target, v), v) for v in variants)]:
+        if not workspace.exists(f"{stage}/{name}.json"):
+            continue
+        measured = workspace.read_json(f"{stage}/{name}.json")
+        tuned = workspace.read_json(f"tuned/{variant}/receipt.json") if variant else {}
+        scores.append(
+            ModelScore(
+                name=name,
+                role={"base": "base", "selection": "selection"}.get(name, "baseline"),
+                examples=tuned.get("rows"),
+                steps=tuned.get("steps"),
+                train_tokens=tuned.get("train_tokens"),
+                seed=tuned.get("seed"),
+                loss=measured["loss"],
+                test_tokens=measured["test_tokens"],
+                exact_match=measured["exact_match"],
+                exact_match_rows=measured["exact_match_rows"],
+            )
+        )
+    return scores
+
+
+def pool_map(
+    workspace: Workspace, targets: Sequence[TargetView], groups: Sequence[str], *, center: bool
+) -> MapPoints:
+    """A 2-D map of a sample of the pool's gradients, with every selected row on it."""
+    gradients = GradientSet(workspace, "gradients", center=center)
+    picked = {
+        pick.row
+        for target in targets
+        for view in (target.main, *target.others)
+        for pick in view.picks
+    }
+    rest = np.setdiff1d(np.arange(gradients.rows), sorted(picked))
+    room = min(len(rest), max(0, _MAP_POINTS - len(picked)))
+    sample = np.random.default_rng(0).choice(rest, size=room, replace=False)
+    rows = np.sort(np.concatenate([np.array(sorted(picked), dtype=np.int64), sample]))
+    kept, first = [], 0
+    for part in range(gradients.parts):
+        x = gradients.read(part)
+        kept.append(x[rows[(rows >= first) & (rows < first + len(x))] - first])
+        first += len(x)
+    return map_points(np.concatenate(kept), rows, [groups[row] for row in rows], 0)
