@@ -1,0 +1,74 @@
+"""Connecting to Ray, and what a worker may take of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from g2is_ray.config import ExecutionSettings
+from g2is_ray.errors import WorkError
+
+log = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Join the Ray cluster at `address`, or start one on this machine, for the `with` block.
+
+    Raises:
+        WorkError: there is no cluster at the address, or Ray cannot start here.
+    """
+    address = address or os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    if address == "local":
+        options.update(
+            include_dashboard=True,  # Ray Train asks it for the state of actors
+            dashboard_host="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise WorkError(f"Ray at {address} cannot be used: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Workers of a stage, and what each of them takes."""
+
+    workers: int
+    num_cpus: int
+    num_gpus: int
+
+
+def share_of_cluster(settings: ExecutionSettings, workers: int = 0) -> Share:
+    """Split the cluster: a GPU for each worker, or the CPUs evenly where there is no GPU.
+
+    Args:
+        workers: how many; 0 takes one per GPU, or one where there is none.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus):
+        return Share(workers=workers or max(1, gpus), num_cpus=1, num_gpus=1)
+    workers = workers or 1
+    cpus = int(max(node.get("CPU", 1) for node in nodes))
+    return Share(
+        workers=workers,
+        num_cpus=max(1, cpus // math.ceil(workers / len(nodes))),
+        num_gpus=0,
+    )

@@ -1,0 +1,69 @@
+"""The actor that measures models on a target's test rows."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from g2is_ray import models
+from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings
+from g2is_ray.evaluation import Evaluation
+from g2is_ray.examples import ExampleSet
+from g2is_ray.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model to measure: the base model, or an adapter on it."""
+
+    name: str
+    adapter: str = ""  # folder in the workspace
+    fingerprint: str = ""  # of the stage that made the adapter
+
+    def is_done(self, receipt: dict[str, Any] | None) -> bool:
+        return receipt is not None and receipt["fingerprint"] == self.fingerprint
+
+
+class Evaluator:
+    """Holds the base model; puts one adapter after another on it and measures."""
+
+    def __init__(
+        self,
+        url: str,
+        target: str,
+        model: ModelSettings,
+        evaluate: EvaluateSettings,
+        execution: ExecutionSettings,
+        max_tokens: int,
+    ) -> None:
+        self._workspace = Workspace(url)
+        self._target, self._model, self._max_tokens = target, model, max_tokens
+        self._evaluate, self._execution = evaluate, execution
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        rows = ExampleSet(self._workspace, f"targets/{self._target}/test")
+        return Evaluation(
+            models.load_tokenizer(self._model),
+            list(rows.read_all(["messages", "answer"])),
+            max_tokens=self._max_tokens,
+            settings=self._evaluate,
+            batch_tokens=self._execution.batch_tokens,
+        )
+
+    def process(self, item: Measured) -> dict[str, Any]:
+        """Measure one model; returns its receipt, which holds the scores."""
+        began = time.monotonic()
+        model: Any = models.load_base(self._model, models.default_device())
+        if item.adapter:
+            with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as scratch:
+                folder = self._workspace.download(item.adapter, Path(scratch))
+                model = models.load_adapter(model, folder)
+        facts = self._evaluation.measure(model)
+        facts["fingerprint"] = item.fingerprint
+        facts["seconds"] = round(time.monotonic() - began, 3)
+        return self._workspace.commit(f"evaluations/{self._target}", item.name, {}, facts)

@@ -1,0 +1,121 @@
+"""Training inside Ray Train: workers, checkpoints, resume."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
+from ray.train.torch import TorchTrainer
+
+from actors.cluster import Share
+from g2is_ray.config import ExecutionSettings
+from g2is_ray.errors import G2isError, WorkError
+from g2is_ray.training import TrainingPlan, TunedModel
+from g2is_ray.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINTS = "checkpoints"
+_RESTARTS = 3  # of a training whose workers fail; a restart goes on from the last checkpoint
+
+
+def train(
+    workspace: Workspace,
+    stage: str,
+    plan: TrainingPlan,
+    rows: Sequence[int],
+    execution: ExecutionSettings,
+    share: Share,
+    *,
+    with_moments: bool = False,
+) -> dict[str, Any]:
+    """Train an adapter on pool rows and write it as `stage`; returns the stage's receipt.
+
+    A killed training that is started again goes on from its last checkpoint.
+
+    Raises:
+        G2isError: model, adapter or rows cannot be used.
+        WorkError: the workers failed too often.
+    """
+    run_name = stage.replace("/", "-").replace("@", "-vs-")
+    trainer = TorchTrainer(
+        _train_on_worker,  # type: ignore[arg-type]  # Ray hands its result on
+        train_loop_config={
+            "url": workspace.location(""),
+            "stage": stage,
+            "plan": plan,
+            "rows": [int(row) for row in rows],
+            "execution": execution,
+            "with_moments": with_moments,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=share.workers,
+            use_gpu=share.num_gpus > 0,
+            resources_per_worker={"CPU": share.num_cpus}
+            | ({"GPU": share.num_gpus} if share.num_gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_name,
+            storage_path=workspace.location(_CHECKPOINTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise WorkError(
+            f"{stage}: training failed {_RESTARTS + 1} times: {_reason(error)}; start it again to "
+            "go on from its last checkpoint"
+        ) from error
+    if result.return_value:
+        workspace.remove(f"{_CHECKPOINTS}/{run_name}")
+        raise G2isError(result.return_value)
+    receipt = workspace.receipt(stage)
+    if receipt is None:
+        raise WorkError(f"{stage}: training ended without an adapter; start it again")
+    workspace.remove(f"{_CHECKPOINTS}/{run_name}")
+    return receipt
+
+
+def _reason(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(next(iter(failures.values()))).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _train_on_worker(config: dict[str, Any]) -> str:
+    """Train and save; returns why the input was refused, or nothing."""
+    with tempfile.TemporaryDirectory(prefix="g2is-training-") as scratch:
+        try:
+            tuned = TunedModel(
+                Workspace(config["url"]),
+                config["stage"],
+                config["plan"],
+                config["rows"],
+                config["execution"],
+                scratch=Path(scratch),
+                world_size=ray.train.get_context().get_world_size(),
+            )
+        except G2isError as error:  # raised, it would be tried again, which cannot help
+            return str(error)
+        tuned.trainer.add_callback(RayTrainReportCallback())
+        trainer = prepare_trainer(tuned.trainer)
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            trainer.train()
+        else:
+            with checkpoint.as_directory() as folder:
+                trainer.train(
+                    resume_from_checkpoint=str(
+                        Path(folder) / RayTrainReportCallback.CHECKPOINT_NAME
+                    )
+                )
+        if ray.train.get_context().get_world_rank() == 0:
+            tuned.save(with_moments=config["with_moments"])
+    return ""

@@ -1,0 +1,280 @@
+"""The `g2is` command: flags and config file to settings, errors to one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from g2is_ray import __version__
+from g2is_ray.config import (
+    PRESETS,
+    ComparisonSettings,
+    EvaluateSettings,
+    ExecutionSettings,
+    GradientSettings,
+    GraphSettings,
+    LoraSettings,
+    ModelSettings,
+    PoolSettings,
+    ReadSettings,
+    SeedSettings,
+    TargetSettings,
+    TuneSettings,
+    WalkSettings,
+    WarmupSettings,
+    fields_of,
+    flag,
+)
+from g2is_ray.errors import G2isError, InputError, SettingError
+
+log = logging.getLogger(__name__)
+
+_INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings)
+_RUN = (
+    *_INGEST,
+    LoraSettings,
+    WarmupSettings,
+    GradientSettings,
+    GraphSettings,
+    WalkSettings,
+    ComparisonSettings,
+    TuneSettings,
+    EvaluateSettings,
+    ExecutionSettings,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its job as module:function, the settings it takes, and its help."""
+
+    job: str
+    settings: tuple[type, ...]
+    help: str
+
+
+COMMANDS = {
+    "run": Command("jobs.pipeline:run", _RUN, "the main job: every stage that is not done"),
+    "ingest": Command("jobs.ingest:ingest", _INGEST, "read pool and targets"),
+    "warmup": Command(
+        "jobs.warmup:warm_up",
+        (LoraSettings, WarmupSettings, SeedSettings, ExecutionSettings),
+        "warm up the adapter",
+    ),
+    "gradients": Command(
+        "jobs.gradients:gradients",
+        (TargetSettings, GradientSettings, SeedSettings, ExecutionSettings),
+        "gradients of pool and targets",
+    ),
+    "graph": Command(
+        "jobs.graph:graph",
+        (GraphSettings, ComparisonSettings, ExecutionSettings),
+        "the kNN gradient graph",
+    ),
+    "select": Command(
+        "jobs.selection:select_rows",
+        (TargetSettings, GraphSettings, WalkSettings, ComparisonSettings, SeedSettings),
+        "walk the graph towards each target",
+    ),
+    "tune": Command(
+        "jobs.tune:tune",
+        (TargetSettings, LoraSettings, TuneSettings, SeedSettings, ExecutionSettings),
+        "tune an adapter on each selection",
+    ),
+    "evaluate": Command(
+        "jobs.evaluate:evaluate",
+        (TargetSettings, EvaluateSettings, ExecutionSettings),
+        "test loss and exact match of base and tuned models",
+    ),
+    "report": Command("jobs.report:report", (TargetSettings, GraphSettings), "write report.html"),
+    "status": Command("jobs.status:status", (), "show the stages and how much of each is done"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for a bug, 2 for the user's error."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    command, debug = given.pop("command"), given.pop("debug")
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    _quiet_libraries(debug)
+    try:
+        _run(command, given)
+    except G2isError as error:
+        if debug:
+            raise
+        print(f"g2is: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("g2is: interrupted; give the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet_libraries(debug: bool) -> None:
+    for name in ("httpx", "fsspec", "datasets", "matplotlib", "urllib3", "filelock"):
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
+
+
+def _run(command: str, given: dict[str, Any]) -> None:
+    if command == "walk":
+        from jobs.walk import walk_arrays
+
+        walk_arrays(given)
+        return
+    spec = COMMANDS[command]
+    values = {**_from_yaml(given.pop("config", None)), **given}
+    workspace = values.pop("workspace", None)
+    if not workspace:
+        raise SettingError("workspace is not set: give --workspace DIRECTORY_OR_URL")
+    from jobs.session import Session
+
+    if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
+        raise InputError(f"{workspace} is not a workspace; `g2is ingest` or `g2is run` makes one")
+    module, function = spec.job.split(":")
+    job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
+    with Session(workspace, values).closing() as session:
+        job(session)
+
+
+# ---- config file -----------------------------------------------------------
+
+
+def _from_yaml(path: str | None) -> dict[str, Any]:
+    """Settings of a YAML file, under the same names as the flags."""
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: needs settings as `name: value` lines")
+    known = {"workspace", "preset", *fields_of(_RUN)}
+    plain = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in plain:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingError(f"{path}: there is no setting {name}{hint}")
+    for name, field in fields_of(_RUN).items():  # one value may stand for a list of one
+        if _kind(field) is tuple and isinstance(plain.get(name), str):
+            plain[name] = [plain[name]]
+    return plain
+
+
+# ---- flags -----------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    from jobs.walk import ArraySettings
+
+    parser = argparse.ArgumentParser(
+        prog="g2is",
+        description="Choose instruction-tuning data for a domain by its gradients.",
+        epilog="A setting can stand in the YAML file given by --config, under the flag's name.",
+    )
+    parser.add_argument("--version", action="version", version=f"g2is-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = _command(commands, name, command.help)
+        sub.add_argument("--workspace", default=argparse.SUPPRESS, help="directory or URL")
+        sub.add_argument("--config", default=None, help="YAML file of settings")
+        _add_settings(sub, command.settings)
+    walk = _command(commands, "walk", "select from gradient arrays that you already have")
+    _add_settings(walk, (ArraySettings, WalkSettings))
+    return parser
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    sub.add_argument("--debug", action="store_true", help="show tracebacks and more log lines")
+    return sub
+
+
+def _add_settings(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> None:
+    if WalkSettings in classes:
+        parser.add_argument(
+            "--preset",
+            choices=list(PRESETS),
+            default=argparse.SUPPRESS,
+            help="settings of graph and walk: the published procedure, or what is recommended",
+        )
+    for name, field in fields_of(classes).items():
+        _add_setting(parser, name, field)
+
+
+def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    kind = _kind(field)
+    help_text = (field.description or "").replace("%", "%%")
+    if not field.is_required() and field.default not in ((), "", None) and kind is not dict:
+        default = field.default
+        shown = " ".join(default) if isinstance(default, tuple) else default
+        help_text += f" [{shown}]"
+    options["help"] = help_text
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif kind is dict:
+        options |= {"action": _NamedFile, "metavar": "NAME=FILE"}
+    elif kind is tuple:
+        options |= {"nargs": "+", "metavar": name.upper()}
+    else:
+        options["metavar"] = _choices(field) or name.upper()
+    parser.add_argument(flag(name), **options)
+
+
+def _kind(field: FieldInfo) -> Any:
+    annotation = field.annotation
+    return typing.get_origin(annotation) or annotation
+
+
+def _choices(field: FieldInfo) -> str:
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return "|".join(map(str, typing.get_args(field.annotation)))
+    return ""
+
+
+class _NamedFile(argparse.Action):
+    """Collects NAME=FILE into a dictionary."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        name, equals, file = values.partition("=")
+        if not (name and equals and file):
+            parser.error(f"{option_string} needs NAME=FILE, got {values!r}")
+        held: Mapping[str, str] = getattr(namespace, self.dest, {})
+        if name in held:
+            parser.error(f"{option_string} names {name} twice")
+        setattr(namespace, self.dest, {**held, name: file})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

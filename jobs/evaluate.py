@@ -1,0 +1,65 @@
+"""Measure base model and tuned models on each target's test rows."""
+
+from __future__ import annotations
+
+import logging
+
+from actors.cluster import share_of_cluster
+from actors.evaluator import Evaluator, Measured
+from actors.pool import WorkerPool
+from g2is_ray.config import EvaluateSettings
+from g2is_ray.layout import BASE, score_name, variants_in
+from jobs.ingest import pool_settings
+from jobs.parts import record_stage
+from jobs.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(session: Session) -> None:
+    """Write `evaluations/T` for each target T that has test rows."""
+    for target in session.targets():
+        if session.workspace.exists(f"targets/{target}/test/receipt.json"):
+            _evaluate(session, target)
+        else:
+            log.warning("evaluations/%s: no test rows; give --test %s=FILE", target, target)
+
+
+def _evaluate(session: Session, target: str) -> None:
+    workspace = session.workspace
+    variants = variants_in(workspace, target)
+    for variant in variants or [target]:
+        workspace.require(f"tuned/{variant}", "tune")
+    model, read, _ = pool_settings(session)
+    stage = f"evaluations/{target}"
+    settings = session.settings(EvaluateSettings, stage)
+    session.begin(stage, model, settings, inputs=[f"targets/{target}/test"])
+    stages = workspace.stages()
+    items = [Measured(name=BASE)] + [
+        Measured(
+            name=score_name(target, variant),
+            adapter=f"tuned/{variant}/adapter",
+            fingerprint=stages[f"tuned/{variant}"]["fingerprint"],
+        )
+        for variant in variants
+    ]
+    left = [item for item in items if not item.is_done(workspace.receipt(stage, item.name))]
+    if left:
+        session.ray()
+        arguments = {
+            "url": workspace.location(""),
+            "target": target,
+            "model": model,
+            "evaluate": settings,
+            "execution": session.execution,
+            "max_tokens": read.max_tokens,
+        }
+        share = share_of_cluster(session.execution, session.execution.workers)
+        WorkerPool(Evaluator, arguments, share).run(left, stage)
+    else:
+        log.info("%s: already done", stage)
+    scores = {item.name: workspace.receipt(stage, item.name) or {} for item in items}
+    seconds = round(sum(one["seconds"] for one in scores.values()), 3)
+    record_stage(session, stage, {"models": list(scores), "seconds": seconds})
+    for name, one in scores.items():
+        log.info("%s: %s: loss %.4f, exact match %s", stage, name, one["loss"], one["exact_match"])

@@ -1,0 +1,49 @@
+"""Write the report of everything that the workspace holds."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+
+from g2is_ray.examples import ExampleSet
+from g2is_ray.findings import pool_map, run_view, target_view
+from g2is_ray.layout import targets_in
+from g2is_ray.report import render
+from jobs.graph import graph_settings
+from jobs.session import Session
+
+log = logging.getLogger(__name__)
+
+_STATE = "report.json"
+
+
+def report(session: Session) -> None:
+    """Write `report.html` for all targets, and `selections/T/report.html` for each."""
+    workspace = session.workspace
+    names = [
+        name
+        for name in targets_in(workspace)
+        if workspace.exists(f"selections/{name}/receipt.json")
+    ]
+    if not names:
+        workspace.require(f"selections/{session.targets()[0]}", "select")
+    shown = {
+        stage: hashlib.sha256(workspace.read_bytes(f"{stage}/receipt.json")).hexdigest()
+        for stage in workspace.stages()
+        if workspace.exists(f"{stage}/receipt.json")
+    }
+    where = workspace.location("report.html")
+    if workspace.exists(_STATE) and workspace.read_json(_STATE) == shown:
+        log.info("report: already done: %s", where)
+        return
+    groups = [row["group"] for row in ExampleSet(workspace, "pool").read_all(["group"])]
+    run = run_view(workspace, Counter(groups))
+    targets = [target_view(workspace, name, groups) for name in names]
+    points = pool_map(workspace, targets, groups, center=graph_settings(session).center)
+    for target in targets:
+        page = render(run, [target], points).encode()
+        workspace.write_bytes(f"selections/{target.name}/report.html", page)
+    workspace.write_bytes("report.html", render(run, targets, points).encode())
+    workspace.write_json(_STATE, shown)
+    log.info("report: %s", where)

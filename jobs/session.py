@@ -1,0 +1,109 @@
+"""What every job works on: the workspace, the settings in force, and Ray when it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from actors.cluster import connected
+from g2is_ray.config import (
+    PRESETS,
+    ExecutionSettings,
+    TargetSettings,
+    as_dict,
+    build,
+)
+from g2is_ray.errors import SettingError
+from g2is_ray.layout import targets_in
+from g2is_ray.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Session:
+    """A workspace and the settings given for it.
+
+    A setting's value is the first of: given on the command line, given in the config file,
+    the preset's, what the workspace remembers of the stage, the default.
+
+    Args:
+        given: settings by name, as given by the user, `preset` among them.
+    """
+
+    def __init__(self, workspace: str, given: Mapping[str, Any]) -> None:
+        self.workspace = Workspace(workspace)
+        self.given = dict(given)
+        preset = self.given.pop("preset", None)
+        if preset is not None and preset not in PRESETS:
+            raise SettingError(f"preset should be {' or '.join(PRESETS)}, got {preset!r}")
+        self._preset = PRESETS[preset] if preset else {}
+        self.execution = self.settings(ExecutionSettings)
+        self._ray = contextlib.ExitStack()
+        self._connected = False
+        for name in {**self.given.get("target", {}), **self.given.get("test", {})}:
+            if not _NAME.fullmatch(name):
+                raise SettingError(
+                    f"target name {name!r} may hold letters, digits, '.', '_' and '-' only, and "
+                    "begin with a letter or digit"
+                )
+
+    def settings(self, cls: type[T], *stages: str) -> T:
+        """Settings of type `cls`; `stages` are where the workspace may remember them."""
+        recorded: dict[str, Any] = {}
+        known = self.workspace.stages() if stages else {}
+        for stage in reversed(stages):
+            recorded.update(known.get(stage, {}).get("arguments", {}))
+        return build(cls, {**recorded, **self._preset, **self.given})
+
+    def begin(
+        self,
+        stage: str,
+        *settings: Any,
+        inputs: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+        remember: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record what makes `stage`, or refuse if something else made what lies there.
+
+        Args:
+            settings: dataclasses that decide what is written.
+            facts: further values that decide it.
+            remember: values that do not, but that later commands need.
+        """
+        values = as_dict(*settings)
+        self.workspace.begin(
+            stage,
+            {**values, **(facts or {})},
+            inputs,
+            arguments={**values, **(remember or {})},
+        )
+
+    def targets(self) -> list[str]:
+        """Names of the targets to work on: those given, or all that the workspace holds.
+
+        Raises:
+            SettingError: there are none.
+        """
+        names = sorted(self.settings(TargetSettings).target) or targets_in(self.workspace)
+        if not names:
+            raise SettingError("target is not set: give --target NAME=FILE at least once")
+        return names
+
+    def ray(self) -> None:
+        """Connect to Ray, once."""
+        if not self._connected:
+            self._ray.enter_context(connected(self.execution.address))
+            self._connected = True
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[Session]:
+        """The session for a `with` block; Ray is left at its end."""
+        with self._ray:
+            yield self

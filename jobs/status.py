@@ -1,0 +1,55 @@
+"""Show the stages of a workspace, and how many parts of each are done."""
+
+from __future__ import annotations
+
+from g2is_ray.layout import targets_in, variants_in
+from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from jobs.session import Session
+
+
+def status(session: Session) -> None:
+    """Print a line per stage, in the order of work."""
+    workspace = session.workspace
+    lines = [_line(workspace, stage) for stage in _in_order(workspace)]
+    width = max(len(line[0]) for line in lines)
+    print(f"{'stage':{width}}  parts done  state")
+    for stage, parts, state in lines:
+        print(f"{stage:{width}}  {parts:>10}  {state}")
+
+
+def _in_order(workspace: Workspace) -> list[str]:
+    begun = list(workspace.stages())
+    targets = targets_in(workspace)
+    stages = ["pool", *(s for s in begun if s.endswith(("/val", "/test"))), "warmup", "gradients"]
+    stages += [f"targets/{name}/gradients" for name in targets]
+    stages += [s for s in begun if s.startswith("graph/")] or ["graph"]
+    for folder in ("selections", "tuned"):
+        for name in targets:
+            stages += [f"{folder}/{v}" for v in variants_in(workspace, name) or [name]]
+    return stages + [f"evaluations/{name}" for name in targets]
+
+
+def _line(workspace: Workspace, stage: str) -> tuple[str, str, str]:
+    names = workspace.names(stage)
+    receipts = [n for n in names if n.endswith(".json") and n.startswith("part-")]
+    if f"{STAGE_RECEIPT}.json" in names:
+        receipt = workspace.read_json(f"{stage}/{STAGE_RECEIPT}.json")
+        total = receipt.get("parts", 1)
+        rows = f", {receipt['rows']} rows" if "rows" in receipt else ""
+        seconds = receipt["seconds"]
+        return stage, f"{len(receipts) or 1}/{total}", f"done{rows}, {seconds:.1f} s"
+    state = "begun" if names else "to do"
+    return stage, f"{len(receipts)}/{_total(workspace, stage)}", state
+
+
+def _total(workspace: Workspace, stage: str) -> str:
+    """Parts of an unfinished stage, if they can be known yet."""
+    if stage == "gradients" or stage.startswith("graph"):
+        source = "pool"
+    elif stage.endswith("/gradients"):
+        source = stage.removesuffix("gradients") + "val"
+    else:
+        return "?" if stage == "pool" or stage.startswith("targets/") else "1"
+    if not workspace.exists(f"{source}/{STAGE_RECEIPT}.json"):
+        return "?"
+    return str(workspace.read_json(f"{source}/{STAGE_RECEIPT}.json")["parts"])

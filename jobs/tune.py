@@ -1,0 +1,60 @@
+"""Tune an adapter on each selection."""
+
+from __future__ import annotations
+
+import logging
+
+from actors.cluster import share_of_cluster
+from actors.trainer import train
+from g2is_ray.config import LoraSettings, TuneSettings
+from g2is_ray.errors import SettingError
+from g2is_ray.layout import variants_in
+from g2is_ray.training import TrainingPlan
+from jobs.ingest import pool_settings
+from jobs.selection import selected_rows
+from jobs.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def tune(session: Session) -> None:
+    """Write `tuned/T` for each selection of each target."""
+    for target in session.targets():
+        variants = variants_in(session.workspace, target)
+        if not variants:
+            session.workspace.require(f"selections/{target}", "select")
+        for variant in variants:
+            _tune(session, variant)
+
+
+def _tune(session: Session, variant: str) -> None:
+    workspace = session.workspace
+    rows = selected_rows(session, variant)
+    model, read, seed = pool_settings(session)
+    stage = f"tuned/{variant}"
+    lora = session.settings(LoraSettings, "warmup")
+    settings = session.settings(TuneSettings, stage)
+    session.begin(stage, model, lora, settings, seed, inputs=[f"selections/{variant}"])
+    if workspace.receipt(stage):
+        log.info("%s: already done", stage)
+        return
+    if not rows:
+        raise SettingError(f"selections/{variant} is empty, so there is nothing to tune on")
+    plan = TrainingPlan(
+        model=model,
+        lora=lora,
+        epochs=settings.tune_epochs,
+        learning_rate=settings.tune_learning_rate,
+        batch_size=settings.tune_batch_size,
+        schedule="cosine",
+        max_tokens=read.max_tokens,
+        seed=seed.seed,
+    )
+    session.ray()
+    share = share_of_cluster(session.execution, session.execution.train_workers)
+    receipt = train(workspace, stage, plan, rows, session.execution, share)
+    log.info(
+        "%s: %d rows, %d steps, loss %s",
+        stage,
+        *(receipt[key] for key in ("rows", "steps", "train_loss")),
+    )

@@ -1,0 +1,75 @@
+"""The walk on arrays that somebody already has, without a workspace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+from g2is_ray.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
+from g2is_ray.config import PRESETS, Count, WalkSettings, build
+from g2is_ray.errors import SettingError
+from g2is_ray.graph import knn_graph
+from g2is_ray.selection import select
+from g2is_ray.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(
+    frozen=True,
+    kw_only=True,
+    config=pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid"),
+)
+class ArraySettings:
+    train: str
+    """Pool gradients [n, d], .npy, .safetensors or .pt; they need not be normalized."""
+    target: str
+    """Target gradients [m, d]; components are taken of them as they are."""
+    graph: str | None = None
+    """Neighbor rows [n, k] in descending similarity; left out, the graph is built."""
+    neighbors: Count = 32
+    """Neighbors of each row, where the graph is built."""
+    center: bool = False
+    """Subtract the mean pool gradient before normalizing, in walk and built graph."""
+    output: str
+    """Folder for selection.jsonl and summary.json."""
+
+
+DEFAULTS = PRESETS["paper"] | {"on_exhausted": "restart"}
+"""Arrays are taken as they are, as published; the budget is filled."""
+
+
+def walk_arrays(given: Mapping[str, Any]) -> None:
+    """Select rows of `train` for `target` and write them to `output`."""
+    values = dict(given)
+    preset = values.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise SettingError(f"preset should be {' or '.join(PRESETS)}, got {preset!r}")
+    values = {**DEFAULTS, **PRESETS.get(preset or "", {}), **values}
+    arrays, settings = build(ArraySettings, values), build(WalkSettings, values)
+    if arrays.graph is not None and "neighbors" in given:
+        raise SettingError("graph and neighbors exclude each other: a given graph has its own k")
+    raw = gradients_from(arrays.train)
+    target = gradients_from(arrays.target)
+    x = normalize(raw, mean_of_valid(raw) if arrays.center else None)
+    neighbors = (
+        knn_graph(x, arrays.neighbors)
+        if arrays.graph is None
+        else neighbors_from(arrays.graph, len(x))
+    )
+    selection = select(x, neighbors, target, settings)
+    summary = selection.summary()
+    output = Workspace(arrays.output)
+    output.write_bytes("selection.jsonl", selection.lines())
+    output.write_json("summary.json", summary)
+    log.info(
+        "walk: %d of %d selected over %d components, in %s",
+        summary["selected"],
+        summary["budget"],
+        summary["components"],
+        arrays.output,
+    )
