@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
 
 
+_WORKER_ENVIRONMENT = {
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # transformers about itself, a line per worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of metrics is printed twice
+}
+
+
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start one on this machine, for the `with` block.
@@ -28,7 +34,11 @@ def connected(address: str) -> Iterator[None]:
         WorkError: there is no cluster at the address, or Ray cannot start here.
     """
     address = address or os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {
+        "address": address,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"env_vars": _WORKER_ENVIRONMENT},
+    }
     if address == "local":
         options.update(
             include_dashboard=True,  # Ray Train asks it for the state of actors

@@ -59,10 +59,11 @@ def train(
             resources_per_worker={"CPU": share.num_cpus}
             | ({"GPU": share.num_gpus} if share.num_gpus else {}),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as of Train v1
             name=run_name,
             storage_path=workspace.location(_CHECKPOINTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
         ),
     )

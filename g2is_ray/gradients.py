@@ -135,7 +135,7 @@ class GradientComputer:
             and its parameters stop asking for gradients: do not train it afterwards.
         project: adds a gradient's projection to the examples' rows.
         dimensions: of the projected rows.
-        moments: AdamW's, for momentum-adjusted gradients Γ; None for plain ones.
+        moments: AdamW's, for momentum-adjusted gradients Γ; None where none are wanted.
         pad_id: token id to pad with; any will do.
 
     Raises:
@@ -149,6 +149,7 @@ class GradientComputer:
         project: Project,
         dimensions: int,
         moments: Moments | None,
+        *,
         pad_id: int,
     ) -> None:
         self._device = next(model.parameters()).device
@@ -171,6 +172,7 @@ class GradientComputer:
             module.register_forward_hook(self._hook(parameter_name(f"{name}.weight")))
         self._out_bd = torch.empty(0)
         self._squared_b = torch.empty(0)
+        self._adjust = False
         self._open: dict[str, int] = {}  # uses of a module that backward has yet to reach
         self._held: dict[str, torch.Tensor] = {}  # gradients of modules used more than once
 
@@ -196,7 +198,7 @@ class GradientComputer:
             self._held[name] = gradient_boi
             return
         self._squared_b += gradient_boi.square().sum(dim=(1, 2))
-        if self._moments is not None:
+        if self._adjust and self._moments is not None:
             gradient_boi = adjusted(gradient_boi, self._moments[name])
         self._project(self._out_bd, name, gradient_boi)
 
@@ -213,8 +215,19 @@ class GradientComputer:
             losses_b.sum().backward()
         return self._out_bd, losses_b.detach()
 
-    def compute(self, examples: Sequence[Encoded], batch_tokens: int) -> GradientRows:
-        """Gradients of the mean supervised-token loss of each example, in their order."""
+    def compute(
+        self, examples: Sequence[Encoded], batch_tokens: int, *, adjust: bool
+    ) -> GradientRows:
+        """Gradients of the mean supervised-token loss of each example, in their order.
+
+        Args:
+            examples: any number; each needs a supervised token.
+            batch_tokens: longest example x examples of a batch; memory grows with it.
+            adjust: momentum-adjusted gradients Γ, or plain ones.
+        """
+        if adjust and self._moments is None:
+            raise ValueError("adjusted gradients need AdamW's moments")
+        self._adjust = adjust
         projected = np.zeros((len(examples), self._dimensions), dtype=np.float32)
         losses = np.zeros(len(examples), dtype=np.float32)
         invalid: dict[int, str] = {}

@@ -44,8 +44,8 @@ def require_faiss() -> ModuleType:
             f"{' and '.join(installed)} are both installed and own the same files; uninstall "
             "all of them, then install g2is-ray[cpu] or g2is-ray[gpu]"
         )
-    import torch  # noqa: F401  faiss-gpu works beside torch's CUDA only if torch comes first
-
+    if "faiss-gpu" in installed:
+        import torch  # noqa: F401  faiss-gpu works beside torch's CUDA only if torch comes first
     if _cpu_has_avx512():
         # The bundled OpenBLAS does not know newer Xeons and falls back to SSE3 kernels.
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")

@@ -13,9 +13,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from g2is_ray.config import LoraSettings, ModelSettings
 from g2is_ray.errors import InputError, SettingError
+
+disable_progress_bar()  # for weights: a bar per worker tells nothing
 
 
 def default_device() -> torch.device:

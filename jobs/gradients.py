@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from actors.gradient_worker import GradientWorker
 from g2is_ray.config import GradientSettings
 from g2is_ray.errors import WorkError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import MAX_INVALID
+from g2is_ray.gradient_writer import MAX_INVALID, GradientPart
+from g2is_ray.workspace import STAGE_RECEIPT
 from jobs.ingest import pool_settings
-from jobs.parts import finish_parts, record_stage
+from jobs.parts import finish_parts
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -18,61 +20,62 @@ log = logging.getLogger(__name__)
 
 def gradients(session: Session) -> None:
     """Write `gradients` of the pool (momentum-adjusted), and of each target (plain)."""
-    _write(session, "pool", "gradients", adjust=True)
-    for name in session.targets():
-        _write(session, f"targets/{name}/val", f"targets/{name}/gradients", adjust=False)
-
-
-def _write(session: Session, examples_folder: str, stage: str, *, adjust: bool) -> None:
     workspace = session.workspace
-    examples = ExampleSet(workspace, examples_folder)
-    workspace.require("warmup", "warmup")
     model, read, seed = pool_settings(session)
     settings = session.settings(GradientSettings, "gradients")
-    session.begin(
-        stage,
-        model,
-        settings,
-        seed,
-        inputs=[examples_folder, "warmup"],
-        facts={"adjusted": adjust},
-    )
+    parts: list[GradientPart] = []
+    for examples, stage, adjust in _stages(session):
+        count = ExampleSet(workspace, examples).parts
+        workspace.require("warmup", "warmup")
+        inputs = [examples, "warmup"]
+        session.begin(stage, model, settings, seed, inputs=inputs, facts={"adjusted": adjust})
+        parts += [
+            GradientPart(examples=examples, stage=stage, part=part, adjust=adjust)
+            for part in range(count)
+        ]
+    arguments = {
+        "url": workspace.location(""),
+        "settings": {
+            "model": model,
+            "gradients": settings,
+            "seed": seed,
+            "execution": session.execution,
+            "max_tokens": read.max_tokens,
+        },
+    }
     receipts = finish_parts(
         session,
-        stage,
-        examples.parts,
+        {part: (part.stage, part.part) for part in parts},
+        "gradients",
         GradientWorker,
-        {
-            "url": workspace.location(""),
-            "examples": examples_folder,
-            "stage": stage,
-            "settings": {
-                "model": model,
-                "gradients": settings,
-                "seed": seed,
-                "execution": session.execution,
-                "max_tokens": read.max_tokens,
-                "adjust": adjust,
-            },
-        },
+        arguments,
         session.execution.workers,
     )
+    for _, stage, _ in _stages(session):
+        _finish(session, stage, [receipts[part] for part in parts if part.stage == stage])
+
+
+def _stages(session: Session) -> list[tuple[str, str, bool]]:
+    """Examples, stage, and whether its gradients are adjusted."""
+    own = [(f"targets/{t}/val", f"targets/{t}/gradients", False) for t in session.targets()]
+    return [("pool", "gradients", True), *own]
+
+
+def _finish(session: Session, stage: str, receipts: list[dict[str, Any]]) -> None:
+    rows = sum(receipt["rows"] for receipt in receipts)
     invalid = [one for receipt in receipts for one in receipt["invalid"]]
     for one in invalid[:10]:
         log.warning("%s: %s has no usable gradient: %s", stage, one["id"], one["reason"])
-    if len(invalid) > MAX_INVALID * examples.rows:
+    if len(invalid) > MAX_INVALID * rows:
         raise WorkError(
-            f"{stage}: {len(invalid)} of {examples.rows} examples have no usable gradient, more "
-            f"than {MAX_INVALID:.0%}; the first is {invalid[0]['id']}: {invalid[0]['reason']}"
+            f"{stage}: {len(invalid)} of {rows} examples have no usable gradient, more than "
+            f"{MAX_INVALID:.0%}; the first is {invalid[0]['id']}: {invalid[0]['reason']}"
         )
-    record_stage(
-        session,
-        stage,
-        {
-            "rows": examples.rows,
-            "parts": examples.parts,
-            "invalid": len(invalid),
-            "tokens": sum(receipt["tokens"] for receipt in receipts),
-            "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
-        },
-    )
+    facts = {
+        "rows": rows,
+        "parts": len(receipts),
+        "invalid": len(invalid),
+        "tokens": sum(receipt["tokens"] for receipt in receipts),
+        "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
+    }
+    session.workspace.commit(stage, STAGE_RECEIPT, {}, facts)

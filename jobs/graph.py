@@ -8,7 +8,8 @@ from actors.graph_worker import GraphWorker
 from g2is_ray.config import ComparisonSettings, GraphSettings
 from g2is_ray.graph import check_neighbors, require_faiss
 from g2is_ray.layout import graph_stage
-from jobs.parts import finish_parts, record_stage
+from g2is_ray.workspace import STAGE_RECEIPT
+from jobs.parts import finish_parts
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -35,19 +36,15 @@ def _write(session: Session, settings: GraphSettings) -> None:
     check_neighbors(settings.neighbors, pool["rows"])
     stage = graph_stage(settings.center)
     session.begin(stage, settings, inputs=["gradients"])
-    receipts = finish_parts(
-        session,
-        stage,
-        pool["parts"],
-        GraphWorker,
-        {
-            "url": workspace.location(""),
-            "stage": stage,
-            "neighbors": settings.neighbors,
-            "center": settings.center,
-        },
-        workers=1,  # each holds the whole pool in memory
-    )
+    arguments = {
+        "url": workspace.location(""),
+        "stage": stage,
+        "neighbors": settings.neighbors,
+        "center": settings.center,
+    }
+    items = {part: (stage, part) for part in range(pool["parts"])}
+    # One worker: each holds the whole pool in memory.
+    receipts = finish_parts(session, items, stage, GraphWorker, arguments, workers=1).values()
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
         "rows": pool["rows"],
@@ -56,5 +53,5 @@ def _write(session: Session, settings: GraphSettings) -> None:
         "mean_similarity": sum(r["similarity_sum"] for r in receipts) / max(1, edges),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
     }
-    record_stage(session, stage, facts)
+    workspace.commit(stage, STAGE_RECEIPT, {}, facts)
     log.info("%s: mean similarity of neighbors %.3f", stage, facts["mean_similarity"])
