@@ -17,7 +17,7 @@ from g2is_ray.errors import G2isError, WorkError
 log = logging.getLogger(__name__)
 
 _TRIES = 3  # of an item that fails by itself
-_LOSSES = 20  # actors lost in a row, without an item finished, before giving up
+_LOSSES = 10  # actors lost in a row, without an item finished, before giving up
 _LONGEST_PAUSE_SECONDS = 30.0
 _PROGRESS_SECONDS = 15.0
 
@@ -94,6 +94,10 @@ class WorkerPool:
             try:
                 receipts[item] = ray.get(task)
             except RayActorError as error:  # 3
+                if error.actor_init_failed:  # as it would be every time
+                    raise WorkError(
+                        f"{label}: workers cannot start: {_last_line(error)}"
+                    ) from error
                 losses += 1
                 log.warning("%s: lost the worker of %s: %s", label, item, _first_line(error))
                 if losses > _LOSSES:
@@ -138,6 +142,10 @@ class _Progress:
         self._said = now
         left = (now - self._began) / done * (self._total - done)
         log.info("%s: %d of %d done, about %.0f s left", self._label, done, self._total, left)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _first_line(error: BaseException) -> str:

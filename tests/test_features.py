@@ -1,0 +1,68 @@
+"""Gradients come back from disk as the unit rows that went there, centered or not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.graph import GraphWriter, knn_graph, read_neighbors
+from g2is_ray.workspace import Workspace, part_name
+
+PARTS = (7, 7, 4)
+DIMENSIONS = 96
+
+
+@pytest.fixture
+def raw() -> np.ndarray:
+    """Gradients of very different lengths around a common mean; two are invalid."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((sum(PARTS), DIMENSIONS)) + 1.5) * rng.uniform(1, 1e4, (18, 1))
+    x[[3, 15]] = 0
+    return x.astype(np.float32)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, raw: np.ndarray) -> Workspace:
+    held, first = Workspace(str(tmp_path)), 0
+    for part, rows in enumerate(PARTS):
+        files = gradient_files(part, raw[first : first + rows])
+        held.commit("gradients", part_name(part), files, {"rows": rows})
+        first += rows
+    held.conclude("gradients", {"rows": len(raw), "parts": len(PARTS), "invalid": 2})
+    return held
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
+
+
+def test_plain_rows_are_unit_rows_within_float16(workspace: Workspace, raw: np.ndarray) -> None:
+    found = GradientSet(workspace, "gradients").read_all()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, unit(raw), atol=2e-4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.any(raw, axis=1), atol=1e-6)
+
+
+def test_centering_subtracts_the_mean_of_the_valid_rows(
+    workspace: Workspace, raw: np.ndarray
+) -> None:
+    valid = np.any(raw, axis=1)
+    wanted = np.zeros_like(raw)
+    wanted[valid] = unit(raw[valid] - raw[valid].mean(axis=0))
+    found = GradientSet(workspace, "gradients", center=True).read_all()
+    assert np.einsum("nd,nd->n", found[valid], wanted[valid]).min() > 0.999
+    assert not found[~valid].any()
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_graph_by_parts_equals_the_graph_of_the_whole(workspace: Workspace, center: bool) -> None:
+    writer = GraphWriter(workspace, "graph/it", 5, center)
+    for part in reversed(range(len(PARTS))):
+        writer.write(part)
+    workspace.conclude("graph/it", {"parts": len(PARTS)})
+    whole = knn_graph(GradientSet(workspace, "gradients", center=center).read_all(), 5)
+    np.testing.assert_array_equal(read_neighbors(workspace, "graph/it"), whole)
+    assert not np.isin(whole, [3, 15]).any()
+    assert (whole[[3, 15]] == -1).all()

@@ -1,0 +1,109 @@
+"""The worker pool finishes everything that can be finished, on a real Ray."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray.cloudpickle
+
+from actors.cluster import Share, connected, share_of_cluster
+from actors.pool import WorkerPool
+from g2is_ray.config import ExecutionSettings
+from g2is_ray.errors import InputError, WorkError
+
+pytestmark = pytest.mark.ray
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+
+
+class Worker:
+    """Counts its calls in files, and misbehaves as each item says."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def process(self, item: str) -> dict:
+        calls = self.folder / item
+        with calls.open("a") as file:
+            file.write("x")
+        count = len(calls.read_text())
+        if item.startswith("dies-once") and count == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item.startswith("fails-twice") and count <= 2:
+            raise RuntimeError("not yet")
+        if item.startswith("fails-always"):
+            raise RuntimeError("never")
+        if item.startswith("refuses"):
+            raise InputError("the model cannot be loaded: it is not there")
+        return {"item": item, "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with connected("local"):
+        yield
+
+
+def run(folder: Path, items: list[str], workers: int = 2) -> dict:
+    share = Share(workers=workers, num_cpus=1, num_gpus=0)
+    return WorkerPool(Worker, {"folder": str(folder)}, share).run(items, "test")
+
+
+def calls(folder: Path, item: str) -> int:
+    return len((folder / item).read_text())
+
+
+def test_every_item_is_done_once(tmp_path: Path) -> None:
+    items = [f"item-{i}" for i in range(9)]
+    receipts = run(tmp_path, items)
+    assert sorted(receipts) == items
+    assert all(calls(tmp_path, item) == 1 for item in items)
+    assert len({receipt["pid"] for receipt in receipts.values()}) == 2
+
+
+def test_a_killed_worker_costs_only_its_item_a_second_call(tmp_path: Path) -> None:
+    receipts = run(tmp_path, ["a", "dies-once", "b", "c"])
+    assert sorted(receipts) == ["a", "b", "c", "dies-once"]
+    assert calls(tmp_path, "dies-once") == 2
+    assert calls(tmp_path, "c") == 1
+
+
+def test_an_item_that_fails_twice_is_done_the_third_time(tmp_path: Path) -> None:
+    assert "fails-twice" in run(tmp_path, ["fails-twice", "a"])
+    assert calls(tmp_path, "fails-twice") == 3
+
+
+def test_an_item_that_always_fails_is_named_after_the_rest_is_done(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"1 of 4 failed 3 times \(fails-always: never\)"):
+        run(tmp_path, ["fails-always", "a", "b", "c"], workers=1)
+    assert calls(tmp_path, "fails-always") == 3
+    assert [calls(tmp_path, item) for item in "abc"] == [1, 1, 1]
+
+
+def test_an_error_of_the_users_ends_the_run_at_once_with_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^the model cannot be loaded: it is not there$"):
+        run(tmp_path, ["refuses", *(f"later-{i}" for i in range(20))], workers=1)
+    assert not (tmp_path / "later-19").exists()
+
+
+def test_workers_that_cannot_start_end_the_run_with_the_reason(tmp_path: Path) -> None:
+    share = Share(workers=1, num_cpus=1, num_gpus=0)
+    pool = WorkerPool(Worker, {"folder": None}, share)
+    with pytest.raises(WorkError, match=r"workers cannot start: .*NoneType"):
+        pool.run(["a"], "test")
+
+
+def test_workers_without_gpu_see_none(tmp_path: Path) -> None:
+    assert run(tmp_path, ["a"])["a"]["gpus"] == ""
+
+
+def test_cpus_are_split_evenly_where_there_is_no_gpu() -> None:
+    one = share_of_cluster(ExecutionSettings(accelerator="cpu"), workers=1)
+    two = share_of_cluster(ExecutionSettings(accelerator="cpu"), workers=2)
+    assert one.num_cpus == os.cpu_count()
+    assert two.num_cpus == max(1, (os.cpu_count() or 1) // 2)
+    assert share_of_cluster(ExecutionSettings(accelerator="gpu"), workers=3) == Share(
+        workers=3, num_cpus=1, num_gpus=1
+    )
