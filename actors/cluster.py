@@ -44,7 +44,6 @@ def connected(address: str) -> Iterator[None]:
             include_dashboard=True,  # Ray Train asks it for the state of actors
             dashboard_host="127.0.0.1",
             object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
         )
     try:
         ray.init(**options)
@@ -65,15 +64,19 @@ class Share:
     num_gpus: int
 
 
-def share_of_cluster(settings: ExecutionSettings, workers: int = 0) -> Share:
+def share_of_cluster(
+    settings: ExecutionSettings, workers: int = 0, *, gpus_help: bool = True
+) -> Share:
     """Split the cluster: a GPU for each worker, or the CPUs evenly where there is no GPU.
 
     Args:
         workers: how many; 0 takes one per GPU, or one where there is none.
+        gpus_help: whether the work can use a GPU at all.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus):
+    wanted = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus > 0)
+    if wanted and gpus_help:
         return Share(workers=workers or max(1, gpus), num_cpus=1, num_gpus=1)
     workers = workers or 1
     cpus = int(max(node.get("CPU", 1) for node in nodes))

@@ -52,7 +52,7 @@ class Evaluator:
             list(rows.read_all(["messages", "answer"])),
             max_tokens=self._max_tokens,
             settings=self._evaluate,
-            batch_tokens=self._execution.batch_tokens,
+            token_budget=models.token_budget(self._execution),
         )
 
     def process(self, item: Measured) -> dict[str, Any]:

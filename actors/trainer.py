@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
 from ray.train.torch import TorchTrainer
 
 from actors.cluster import Share
-from g2is_ray.config import ExecutionSettings
+from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import G2isError, WorkError
-from g2is_ray.training import TrainingPlan, TunedModel
 from g2is_ray.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -92,6 +90,11 @@ def _reason(error: BaseException) -> str:
 
 def _train_on_worker(config: dict[str, Any]) -> str:
     """Train and save; returns why the input was refused, or nothing."""
+    # Here, because Ray's train controller imports this module and needs none of it.
+    from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
+
+    from g2is_ray.training import TunedModel
+
     with tempfile.TemporaryDirectory(prefix="g2is-training-") as scratch:
         try:
             tuned = TunedModel(

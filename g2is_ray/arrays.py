@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from g2is_ray.errors import InputError
 
@@ -27,56 +26,57 @@ def load_matrix(path: str) -> NDArray[np.generic]:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{path}: no such file")
-    try:
-        array = _READERS[file.suffix](file)
-    except KeyError:
+    reader = _READERS.get(file.suffix)
+    if reader is None:
         raise InputError(
             f"{path}: arrays are read from {', '.join(_READERS)}, not from {file.suffix!r}"
-        ) from None
+        )
+    try:
+        array = reader(file)
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as an array: {error}") from None
+    except Exception as error:  # numpy, safetensors and torch raise many kinds for bad files
+        raise InputError(f"{path}: cannot be read as an array: {_first_line(error)}") from None
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{path}: needs rows and columns, but has shape {list(array.shape)}")
     return array
 
 
 def _read_npy(file: Path) -> NDArray[np.generic]:
+    with file.open("rb") as stream:
+        if stream.read(6) != b"\x93NUMPY":  # np.load would try archives and pickles too
+            raise ValueError("it is empty or not of NumPy's .npy format")
     return np.load(file, allow_pickle=False, mmap_mode="r")
 
 
 def _read_safetensors(file: Path) -> NDArray[np.generic]:
-    try:
-        tensors = load_file(file)
-    except TypeError:  # numpy has no bfloat16
-        from safetensors.torch import load_file as load_torch
-
-        return _as_numpy(_only(load_torch(file), file))
-    return _only(tensors, file)
+    return _as_numpy(_only(load_file(file), file))  # by torch, as NumPy lacks bfloat16
 
 
 def _read_pt(file: Path) -> NDArray[np.generic]:
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
+        with warnings.catch_warnings(action="ignore"):
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # of many kinds; their advice is to load it unsafely
         raise InputError(
-            f"{file}: torch cannot load it without running code from it: {_first_line(error)}"
+            f"{file}: is damaged, or cannot be loaded without running code from it; save one "
+            "tensor by itself"
         ) from None
     return _as_numpy(_only(held, file) if isinstance(held, dict) else held)
 
 
 def _only(entries: Mapping[str, Any], file: Path) -> Any:
     if len(entries) != 1:
-        raise InputError(f"{file}: needs exactly one tensor, but holds {sorted(entries)}")
+        raise InputError(f"{file}: needs exactly one tensor, but holds {sorted(map(str, entries))}")
     return next(iter(entries.values()))
 
 
 def _as_numpy(value: object) -> NDArray[np.generic]:
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"it holds a {type(value).__name__}, not a tensor")
-    value = value.detach()
-    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
+        value = value.float()  # NumPy lacks bfloat16 and float8
+    return value.numpy(force=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -128,10 +128,11 @@ def normalize(
     centered = np.asarray(x, dtype=np.float32)
     if mean is not None:
         centered = centered - mean.astype(np.float32)
-    norms = np.linalg.norm(centered, axis=1)
+    # In float64, because squares of very large or small float32 numbers leave its range.
+    norms = np.sqrt(np.einsum("nd,nd->n", centered, centered, dtype=np.float64))
     valid &= norms > 0
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=valid)
-    return (centered * scale[:, None]).astype(np.float32, copy=False)
+    norms[~valid] = np.inf
+    return np.divide(centered, norms[:, None], dtype=np.float32, casting="same_kind")
 
 
 def mean_of_valid(x: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ value dies at start. A YAML file and the flags use the same names
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,16 +19,17 @@ from pydantic.dataclasses import dataclass
 
 from g2is_ray.errors import SettingError
 
-_STRICT = pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid")
+_STRICT = pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid", allow_inf_nan=False)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelSettings:
-    model: str
+    model: Text
     """Hugging Face name or local directory of the causal LM to tune."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; leave off unless you trust its authors."""
@@ -49,7 +51,7 @@ class ReadSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PoolSettings:
-    pool: tuple[str, ...]
+    pool: Annotated[tuple[str, ...], Field(min_length=1)]
     """Candidates: JSONL, JSON or Parquet files, globs, directories, URLs, hf://org/name[:split]."""
     format: str = "auto"
     """Schema of the pool's rows: auto, messages, prompt-completion, alpaca or sharegpt."""
@@ -73,7 +75,12 @@ class LoraSettings:
     """LoRA scale: updates are multiplied by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout on the adapter's input while training; gradients are taken without it."""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
     """Names of the linear modules that get an adapter, or all-linear."""
 
 
@@ -139,7 +146,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SeedSettings:
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the warm-up draw, adapter, data order, projection and random baseline."""
 
 
@@ -161,12 +168,26 @@ class ExecutionSettings:
     """Gradient and evaluation workers; 0 means one per GPU, or one where there is none."""
     train_workers: Count = 1
     """Data-parallel workers of warm-up and tuning."""
-    batch_tokens: Count = 8192
-    """Longest row x rows of a batch; memory grows with it, results do not depend on it."""
+    token_budget: Annotated[int, Field(ge=0)] = 0
+    """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 1024 on a CPU."""
     micro_batch_size: Count = 4
     """Rows that training holds in memory at once; batches are accumulated from these."""
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Trackers that training reports to: tensorboard, wandb, mlflow, trackio."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingPlan:
+    """Everything that decides what a training gives: the settings of warm-up or of tuning."""
+
+    model: ModelSettings
+    lora: LoraSettings
+    epochs: int
+    learning_rate: float
+    batch_size: int  # rows per optimizer step, over all workers
+    schedule: Literal["linear", "cosine"]
+    max_tokens: int
+    seed: int
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -192,17 +213,49 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         SettingError: a required value is missing, or one is of the wrong type or range.
     """
+    built, problems = _validate(cls, values)
+    if built is None:
+        raise SettingError((problems["missing"] + problems["wrong"])[0])
+    return built
+
+
+def check(classes: Iterable[type], values: Mapping[str, Any]) -> None:
+    """Refuse a value that can never work before any work is done; missing ones may come later.
+
+    Raises:
+        SettingError: a value is of the wrong type or range.
+    """
+    for cls in classes:
+        for problem in _validate(cls, values)[1]["wrong"]:
+            raise SettingError(problem)
+
+
+def _validate(cls: type[T], values: Mapping[str, Any]) -> tuple[T | None, dict[str, list[str]]]:
+    """The settings, or None and sentences on what is missing and what is wrong."""
     fields = fields_of([cls])
+    given = {name: values[name] for name in fields if name in values}
+    problems: dict[str, list[str]] = {"missing": [], "wrong": []}
+    for name, value in given.items():
+        if isinstance(value, bool) and fields[name].annotation is not bool:  # pydantic: 0 or 1
+            problems["wrong"].append(_sentence(name, "should not be yes or no", value, fields))
     try:
-        return cls(**{name: values[name] for name in fields if name in values})
+        built = cls(**given)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        remedy = fields[name].description or ""
-        if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-            raise SettingError(f"{name} is not set: {remedy}") from None
-        reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        raise SettingError(f"{name} {reason}, got {first['input']!r}: {remedy}") from None
+        for one in error.errors():
+            name = str(one["loc"][0])
+            if one["type"].startswith("missing"):
+                problems["missing"].append(f"{name} is not set: {fields[name].description}")
+            else:
+                reason = re.sub(r"^(Input|String|Tuple) ", "", one["msg"])
+                problems["wrong"].append(_sentence(name, reason, one["input"], fields))
+        return None, problems
+    return (None if problems["wrong"] else built), problems
+
+
+def _sentence(
+    name: str, reason: str, value: Any, fields: Mapping[str, pydantic.fields.FieldInfo]
+) -> str:
+    return f"{name} {reason}, got {value!r}: {fields[name].description}"
 
 
 def as_dict(*settings: Any) -> dict[str, Any]:

@@ -43,11 +43,11 @@ class Evaluation:
         *,
         max_tokens: int,
         settings: EvaluateSettings,
-        batch_tokens: int,
+        token_budget: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._settings = settings
-        self._batch_tokens = batch_tokens
+        self._token_budget = token_budget
         encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
         self._encoded = [encoder.encode(row["messages"]) for row in rows]
         answered = [row for row in rows if row["answer"] is not None]
@@ -80,7 +80,7 @@ class Evaluation:
         total, count = 0.0, 0
         lengths = [len(one.input_ids) for one in self._encoded]
         try:
-            for batch in batches_by_length(lengths, self._batch_tokens):
+            for batch in batches_by_length(lengths, self._token_budget):
                 sums, counts = supervised(
                     *pad([self._encoded[i] for i in batch], pad_id, model.device)
                 )
@@ -94,7 +94,7 @@ class Evaluation:
         prompts = [prompt for prompt, _ in self._asked]
         right = 0
         room = self._settings.max_new_tokens
-        for batch in batches_by_length([len(p) + room for p in prompts], self._batch_tokens):
+        for batch in batches_by_length([len(p) + room for p in prompts], self._token_budget):
             replies = self._generate(model, [prompts[i] for i in batch])
             right += sum(
                 final_answer(reply) == self._asked[i][1]

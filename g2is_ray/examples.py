@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ReadSettings
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, WorkspaceError
 from g2is_ray.reading import Example, Rejected, read_examples
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace, part_name
 
@@ -60,8 +60,12 @@ class ExampleSet:
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Rows of a part, each a dictionary with the columns of `SCHEMA` or those named."""
-        data = self._workspace.read_bytes(f"{self.folder}/{part_name(part)}.parquet")
-        table = pq.read_table(pa.BufferReader(data), columns=columns and list(columns))
+        path = f"{self.folder}/{part_name(part)}.parquet"
+        data = self._workspace.read_bytes(path)
+        try:
+            table = pq.read_table(pa.BufferReader(data), columns=columns and list(columns))
+        except (pa.ArrowException, OSError):
+            raise self._workspace.damaged(path) from None
         return table.to_pylist()
 
     def read_all(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -93,7 +97,7 @@ class _Ids:
         self._db.execute("CREATE TABLE ids (key BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
 
     def add(self, example: Example) -> None:
-        """Raises InputError if the id was seen before."""
+        """Raises InputError if the id was seen before, WorkspaceError if the disk is full."""
         key = hashlib.blake2b(example.id.encode(), digest_size=16).digest()
         place = f"{example.file}:{example.line}"
         try:
@@ -103,6 +107,11 @@ class _Ids:
             raise InputError(
                 f"{place}: id {example.id!r} was already used at {first}; give every row an id "
                 "of its own, or none"
+            ) from None
+        except sqlite3.OperationalError as error:
+            raise WorkspaceError(
+                f"{tempfile.gettempdir()} cannot hold the list of ids: {error}; free some space, "
+                "or set TMPDIR to a larger place, and give the same command again"
             ) from None
 
     def close(self) -> None:
@@ -260,13 +269,12 @@ def _finish(
         reason = f"{first['file']}:{first['line']}: {first['reason']}"
         log.warning("%s: %d rows set aside, first %s", folder, total["rejected"], reason)
         if not total["rows"] or total["rejected"] > settings.max_rejected * total["items"]:
+            allowed = f"more than max_rejected {settings.max_rejected:g} allows"
             raise InputError(
                 f"{', '.join(files)}: {total['rejected']} of {total['items']} rows cannot be used, "
-                f"more than max_rejected {settings.max_rejected:g} allows; the first is {reason}; "
+                f"{allowed if total['rows'] else 'so nothing is left'}; the first is {reason}; "
                 f"all are in {workspace.location(where)}"
             )
-    elif not total["rows"]:
-        raise InputError(f"{', '.join(files)}: there are no rows in it")
     facts = {
         **total,
         "parts": len(receipts),

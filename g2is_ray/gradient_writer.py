@@ -50,7 +50,7 @@ class GradientWriter:
         max_tokens: int,
     ) -> None:
         self._workspace = workspace
-        self._batch_tokens = execution.batch_tokens
+        self._token_budget = models.token_budget(execution)
         tokenizer = models.load_tokenizer(model)
         self._encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
         peft_model, moments = load_warm_model(workspace, model)
@@ -67,7 +67,7 @@ class GradientWriter:
         began = time.monotonic()
         rows = ExampleSet(self._workspace, one.examples).read(one.part, ["id", "messages"])
         encoded = [self._encoder.encode(row["messages"]) for row in rows]
-        result = self._computer.compute(encoded, self._batch_tokens, adjust=one.adjust)
+        result = self._computer.compute(encoded, self._token_budget, adjust=one.adjust)
         facts = {
             "rows": len(rows),
             "tokens": sum(len(example.input_ids) for example in encoded),

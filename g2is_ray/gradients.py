@@ -42,18 +42,18 @@ def adjusted(g: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor]) -> tor
     return numerator.mul_(torch.rsqrt((1 - BETA2) * g.square() + (BETA2 * v + EPSILON)))
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Group examples so that little is padded.
 
     1. Every index of `lengths` is in exactly one batch.
     2. Examples go from long to short, so padding within a batch is small, and a batch that
        is too large for memory shows at once.
-    3. Longest x count of a batch is at most `batch_tokens`, unless it is one example.
+    3. Longest x count of a batch is at most `token_budget`, unless it is one example.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # 2
     batch: list[int] = []
     for i in order:
-        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:  # 3
+        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:  # 3
             yield batch
             batch = []
         batch.append(i)  # 1
@@ -216,13 +216,13 @@ class GradientComputer:
         return self._out_bd, losses_b.detach()
 
     def compute(
-        self, examples: Sequence[Encoded], batch_tokens: int, *, adjust: bool
+        self, examples: Sequence[Encoded], token_budget: int, *, adjust: bool
     ) -> GradientRows:
         """Gradients of the mean supervised-token loss of each example, in their order.
 
         Args:
             examples: any number; each needs a supervised token.
-            batch_tokens: longest example x examples of a batch; memory grows with it.
+            token_budget: longest example x examples of a batch; memory grows with it.
             adjust: momentum-adjusted gradients Γ, or plain ones.
         """
         if adjust and self._moments is None:
@@ -232,7 +232,7 @@ class GradientComputer:
         losses = np.zeros(len(examples), dtype=np.float32)
         invalid: dict[int, str] = {}
         lengths = [len(one.input_ids) for one in examples]
-        for batch in batches_by_length(lengths, batch_tokens):
+        for batch in batches_by_length(lengths, token_budget):
             rows, batch_losses = self._batch([examples[i] for i in batch])
             projected[batch] = rows.cpu().numpy()
             losses[batch] = batch_losses.cpu().numpy()

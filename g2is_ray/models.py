@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from g2is_ray.config import LoraSettings, ModelSettings
+from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
 from g2is_ray.errors import InputError, SettingError
 
 disable_progress_bar()  # for weights: a bar per worker tells nothing
@@ -23,6 +23,11 @@ disable_progress_bar()  # for weights: a bar per worker tells nothing
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def token_budget(settings: ExecutionSettings) -> int:
+    """Padded tokens of a batch: a GPU needs many at once to be busy, a CPU does not."""
+    return settings.token_budget or (8192 if default_device().type == "cuda" else 1024)
 
 
 def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
@@ -73,8 +78,8 @@ class _explained:  # noqa: N801  reads as a verb in `with`
             raise InputError(f"model {self.model}: the directory has no config.json")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if isinstance(error, Exception):  # each part of transformers raises kinds of its own
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise InputError(
                 f"model {self.model} cannot be loaded: it is neither a usable local directory nor "
                 f"a model that the Hugging Face hub gives ({reason})"
@@ -85,7 +90,8 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
     """Put a fresh LoRA adapter on `model`; its initial weights depend on `seed` only.
 
     Raises:
-        SettingError: the model has no module of the names in `lora_targets`.
+        SettingError: one of `lora_targets` names no module of the model, or none that can
+            have an adapter.
     """
     targets: str | list[str] = list(settings.lora_targets)
     if targets == ["all-linear"]:
@@ -99,6 +105,8 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
     )
     torch.manual_seed(seed)
     try:
+        if isinstance(targets, list):
+            _require_modules(model, targets)
         return get_peft_model(model, config)
     except ValueError as error:
         linear = {
@@ -110,6 +118,14 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
             f"lora_targets {', '.join(settings.lora_targets)} do not fit the model, whose linear "
             f"modules are {', '.join(sorted(linear))} ({str(error).splitlines()[0][:200]})"
         ) from None
+
+
+def _require_modules(model: PreTrainedModel, targets: list[str]) -> None:
+    """PEFT by itself passes over a name that fits nothing where another fits something."""
+    names = [f".{name}" for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            raise ValueError(f"it has no {target}")
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:

@@ -35,6 +35,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _READABLE = "*.jsonl, *.ndjson, *.json (each also .gz or .zst) and *.parquet"
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 _HUB = re.compile(r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?::(?P<split>[\w.-]+))?")
 
@@ -100,6 +101,10 @@ def _expand_one(source: str) -> Iterator[tuple[str, str]]:
         raise InputError(f"{source}: {what}; readable are {_READABLE}")
     chained = source.partition("::")[2]
     for found in readable:
+        if _UNSHOWN.search(found):
+            raise InputError(
+                f"{found!a}: the name is not UTF-8 or has control characters; rename it"
+            )
         address = fs.unstrip_protocol(found) + (f"::{chained}" if chained else "")
         if "://" in source or chained:
             yield address, address

@@ -78,6 +78,22 @@ def budget_of(rows: int, fraction: float) -> int:
     return budget
 
 
+def check_shapes(
+    x: NDArray[np.floating], target: NDArray[np.floating], settings: WalkSettings
+) -> None:
+    """Refuse what `select` cannot work with, before a graph is built for it.
+
+    Raises:
+        InputError: dimensions differ.
+        SettingError: the budget is less than one row.
+    """
+    if x.shape[1] != target.shape[1]:
+        raise InputError(
+            f"pool gradients have {x.shape[1]} dimensions, but target gradients {target.shape[1]}"
+        )
+    budget_of(len(x), settings.fraction)
+
+
 def select(
     x: NDArray[np.float32],
     neighbors: NDArray[np.integer],
@@ -95,10 +111,7 @@ def select(
         InputError: dimensions differ, or the target has no components.
         SettingError: the budget is less than one row.
     """
-    if x.shape[1] != target.shape[1]:
-        raise InputError(
-            f"pool gradients have {x.shape[1]} dimensions, but target gradients {target.shape[1]}"
-        )
+    check_shapes(x, target, settings)
     budget = budget_of(len(x), settings.fraction)
     knowledge = core_knowledge(
         target[np.any(target != 0, axis=1)],

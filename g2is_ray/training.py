@@ -5,15 +5,16 @@ Runs without Ray; `actors/trainer.py` runs the same inside Ray Train.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -28,7 +29,8 @@ from transformers import (
 
 from g2is_ray import models
 from g2is_ray.chat import ChatEncoder, Encoded
-from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
+from g2is_ray.config import ExecutionSettings, TrainingPlan
+from g2is_ray.errors import SettingError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.gradients import pad
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
@@ -37,20 +39,6 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINTS = 5  # checkpoints of a training, evenly spaced; a fault costs at most one gap
 _LOG_LINES = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """Everything that decides what a training gives, and nothing else."""
-
-    model: ModelSettings
-    lora: LoraSettings
-    epochs: int
-    learning_rate: float
-    batch_size: int  # rows per optimizer step, over all workers
-    schedule: Literal["linear", "cosine"]
-    max_tokens: int
-    seed: int
 
 
 def steps_of(rows: int, plan: TrainingPlan) -> int:
@@ -80,6 +68,7 @@ class TunedModel:
     ) -> None:
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._began = time.monotonic()
+        _prepare_trackers(execution.report_to, workspace.location(f"{stage}/tensorboard"))
         tokenizer = models.load_tokenizer(plan.model)
         encoder = ChatEncoder(tokenizer, max_tokens=plan.max_tokens)
         held = ExampleSet(workspace, "pool").take(rows, ["messages"])
@@ -122,6 +111,17 @@ class TunedModel:
             "seconds": round(time.monotonic() - self._began, 3),
         }
         return self._workspace.commit(self._stage, STAGE_RECEIPT, files, facts)
+
+
+def _prepare_trackers(names: Sequence[str], tensorboard: str) -> None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise SettingError(
+                f"report_to names {name}, which is not installed where training runs; "
+                f"pip install {name}"
+            )
+    # Its default is below Trainer's own folder, which is scratch here.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
 
 
 def _arguments(

@@ -22,7 +22,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.errors import WorkspaceError
+from g2is_ray.errors import SettingError, WorkspaceError
 
 FORMAT = 1
 STAGE_RECEIPT = "receipt"
@@ -35,11 +35,18 @@ def part_name(part: int) -> str:
 
 
 class Workspace:
-    """Files, stage records and receipts below one root; cheap to make and to pickle."""
+    """Files, stage records and receipts below one root; cheap to make and to pickle.
+
+    Raises:
+        SettingError: the URL's kind of storage is unknown, or needs a package.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = str(url)
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise SettingError(f"{self.url} cannot be opened: {error}") from None
         self.is_local = "file" in self._fs.protocol
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[str]]:
@@ -67,6 +74,9 @@ class Workspace:
             return bytes(self._fs.cat_file(self._full(path)))
         except FileNotFoundError:
             raise WorkspaceError(f"{self.location(path)} is missing") from None
+        except OSError as error:
+            why = error.strerror or error
+            raise WorkspaceError(f"{self.location(path)} cannot be read: {why}") from None
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a whole file or nothing: a temporary name and a rename, or one PUT.
@@ -109,19 +119,28 @@ class Workspace:
         try:
             return json.loads(self.read_bytes(path))
         except ValueError:
-            raise WorkspaceError(f"{self.location(path)} is damaged; remove it") from None
+            raise self.damaged(path) from None
 
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read_array(self, path: str) -> NDArray[Any]:
-        return np.load(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
+        try:
+            return np.load(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
+        except (ValueError, EOFError):
+            raise self.damaged(path) from None
+
+    def damaged(self, path: str) -> WorkspaceError:
+        """What to raise where a file of the workspace does not hold what was written."""
+        return WorkspaceError(
+            f"{self.location(path)} is damaged; give the command that made it again"
+        )
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in `folder`; empty if there is no such folder."""
         try:
             listed = self._fs.ls(self._full(folder), detail=False, refresh=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
 
@@ -155,7 +174,10 @@ class Workspace:
         return receipt
 
     def receipt(self, stage: str, name: str = STAGE_RECEIPT) -> dict[str, Any] | None:
-        """The receipt `name` if its files are all there, whole and unaltered; else None."""
+        """The receipt `name` if its files are all there, whole and unaltered; else None.
+
+        A stage of parts is done if those are: see `finished`.
+        """
         try:
             receipt = self.read_json(f"{stage}/{name}.json")
             for file, held in receipt["files"].items():
@@ -167,6 +189,22 @@ class Workspace:
         except (WorkspaceError, KeyError, TypeError, AttributeError):
             return None
         return receipt
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """The stage's receipt if it and all of its parts are whole and unaltered; else None."""
+        receipt = self.receipt(stage)
+        if receipt is None or not all(
+            self.receipt(stage, part_name(part)) for part in range(receipt.get("parts", 0))
+        ):
+            return None
+        return receipt
+
+    def conclude(self, stage: str, facts: Mapping[str, Any]) -> None:
+        """Say that all pieces of `stage` are done, unless the same is said already."""
+        path = f"{stage}/{STAGE_RECEIPT}.json"
+        receipt = {**facts, "files": {}}
+        if not self.exists(path) or self.read_json(path) != receipt:
+            self.write_json(path, receipt)
 
     def require(self, stage: str, command: str) -> dict[str, Any]:
         """The receipt of a finished stage, without checking its files again.
@@ -186,8 +224,14 @@ class Workspace:
     def _index(self) -> dict[str, Any]:
         if not self.exists(_INDEX):
             return {"format": FORMAT, "stages": {}}
-        index = self.read_json(_INDEX)
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
+        try:
+            index = self.read_json(_INDEX)
+        except WorkspaceError:
+            raise WorkspaceError(
+                f"{self.location(_INDEX)} is damaged, so it does not say what made the rest: "
+                "restore it, or use another workspace"
+            ) from None
+        if not isinstance(index, dict) or "stages" not in index or index.get("format") != FORMAT:
             raise WorkspaceError(
                 f"{self.location(_INDEX)} is not of format {FORMAT}; use another workspace"
             )
@@ -216,7 +260,8 @@ class Workspace:
             The stage's fingerprint.
 
         Raises:
-            WorkspaceError: the folder was made with other settings or inputs.
+            WorkspaceError: the folder was made with other settings or inputs, or with nobody
+                knows which.
         """
         index = self._index()
         known = index["stages"]
@@ -229,7 +274,12 @@ class Workspace:
         record["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         record["arguments"] = dict(arguments or {})
         earlier = known.get(stage)
-        if earlier is not None and self.names(stage):
+        if self.names(stage):
+            if earlier is None:
+                raise WorkspaceError(
+                    f"{self.location(stage)} holds files, but {_INDEX} does not say what made "
+                    "them: use another workspace, or remove them to make them anew"
+                )
             self._compare(stage, earlier, record)
         else:
             known[stage] = record

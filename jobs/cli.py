@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from g2is_ray.config import (
     TuneSettings,
     WalkSettings,
     WarmupSettings,
+    check,
     fields_of,
     flag,
 )
@@ -119,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except G2isError as error:
         if debug:
             raise
-        print(f"g2is: error: {error}", file=sys.stderr)
+        sentence = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))  # may quote any file
+        print(f"g2is: error: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("g2is: interrupted; give the same command again to go on", file=sys.stderr)
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _quiet_libraries(debug: bool) -> None:
-    for name in ("httpx", "fsspec", "datasets", "matplotlib", "urllib3", "filelock"):
+    for name in ("httpx", "faiss", "fsspec", "datasets", "matplotlib", "urllib3", "filelock"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
 
 
@@ -141,8 +144,9 @@ def _run(command: str, given: dict[str, Any]) -> None:
     spec = COMMANDS[command]
     values = {**_from_yaml(given.pop("config", None)), **given}
     workspace = values.pop("workspace", None)
-    if not workspace:
+    if not workspace or not isinstance(workspace, str):
         raise SettingError("workspace is not set: give --workspace DIRECTORY_OR_URL")
+    check(_RUN, values)
     from jobs.session import Session
 
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
@@ -164,7 +168,7 @@ def _from_yaml(path: str | None) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}

@@ -9,7 +9,6 @@ from actors.evaluator import Evaluator, Measured
 from actors.pool import WorkerPool
 from g2is_ray.config import EvaluateSettings
 from g2is_ray.layout import BASE, score_name, variants_in
-from g2is_ray.workspace import STAGE_RECEIPT
 from jobs.ingest import pool_settings
 from jobs.session import Session
 
@@ -61,6 +60,6 @@ def _evaluate(session: Session, target: str) -> None:
     scores = {item.name: workspace.receipt(stage, item.name) or {} for item in items}
     seconds = round(sum(one["seconds"] for one in scores.values()), 3)
     facts = {"models": list(scores), "seconds": seconds}
-    workspace.commit(stage, STAGE_RECEIPT, {}, facts)
+    workspace.conclude(stage, facts)
     for name, one in scores.items():
         log.info("%s: %s: loss %.4f, exact match %s", stage, name, one["loss"], one["exact_match"])

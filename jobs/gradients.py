@@ -10,7 +10,6 @@ from g2is_ray.config import GradientSettings
 from g2is_ray.errors import WorkError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.gradient_writer import MAX_INVALID, GradientPart
-from g2is_ray.workspace import STAGE_RECEIPT
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
 from jobs.session import Session
@@ -78,4 +77,4 @@ def _finish(session: Session, stage: str, receipts: list[dict[str, Any]]) -> Non
         "tokens": sum(receipt["tokens"] for receipt in receipts),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
     }
-    session.workspace.commit(stage, STAGE_RECEIPT, {}, facts)
+    session.workspace.conclude(stage, facts)

@@ -8,7 +8,6 @@ from actors.graph_worker import GraphWorker
 from g2is_ray.config import ComparisonSettings, GraphSettings
 from g2is_ray.graph import check_neighbors, require_faiss
 from g2is_ray.layout import graph_stage
-from g2is_ray.workspace import STAGE_RECEIPT
 from jobs.parts import finish_parts
 from jobs.session import Session
 
@@ -43,8 +42,15 @@ def _write(session: Session, settings: GraphSettings) -> None:
         "center": settings.center,
     }
     items = {part: (stage, part) for part in range(pool["parts"])}
-    # One worker: each holds the whole pool in memory.
-    receipts = finish_parts(session, items, stage, GraphWorker, arguments, workers=1).values()
+    receipts = finish_parts(
+        session,
+        items,
+        stage,
+        GraphWorker,
+        arguments,
+        workers=1,  # each holds the whole pool in memory
+        gpus_help=False,
+    ).values()
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
         "rows": pool["rows"],
@@ -53,5 +59,5 @@ def _write(session: Session, settings: GraphSettings) -> None:
         "mean_similarity": sum(r["similarity_sum"] for r in receipts) / max(1, edges),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
     }
-    workspace.commit(stage, STAGE_RECEIPT, {}, facts)
+    workspace.conclude(stage, facts)
     log.info("%s: mean similarity of neighbors %.3f", stage, facts["mean_similarity"])

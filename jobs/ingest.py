@@ -32,6 +32,8 @@ def ingest(session: Session) -> None:
     for name in targets.test:
         if name not in targets.target and not session.workspace.exists(f"targets/{name}/val"):
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
+    for file in (*targets.target.values(), *targets.test.values()):
+        expand([file])  # one that is missing shows before the pool is read
     _read(session, "pool", list(pool.pool), schema=pool.format, remember=as_dict(pool))
     for name, file in targets.target.items():
         _read(session, f"targets/{name}/val", [file], max_rows=targets.max_target_rows)
@@ -49,7 +51,7 @@ def _read(
     remember: dict[str, Any] | None = None,
 ) -> None:
     workspace = session.workspace
-    if stage == "pool" and "pool" not in session.given and workspace.receipt(stage):
+    if stage == "pool" and "pool" not in session.given and workspace.finished(stage):
         return  # nothing was asked of the files that it came from
     model, read, seed = pool_settings(session)
     files = expand(sources)
@@ -58,7 +60,7 @@ def _read(
         del decides[name]
     remembered = as_dict(read, model, seed) | (remember or {})
     workspace.begin(stage, decides, arguments=remembered)
-    if workspace.receipt(stage):
+    if workspace.finished(stage):
         log.info("%s: already done", stage)
         return
     encoder = ChatEncoder(models.load_tokenizer(model), max_tokens=read.max_tokens)

@@ -23,12 +23,16 @@ def finish_parts(
     actor_class: type,
     arguments: dict[str, Any],
     workers: int,
+    *,
+    gpus_help: bool = True,
 ) -> dict[Item, dict[str, Any]]:
     """Do what is not done, and return the receipts of all items.
 
     Args:
         items: what the actors' `process` is called with, and the stage and part it writes.
         label: heads the progress lines.
+        workers: how many; 0 takes one per GPU.
+        gpus_help: whether the work can use a GPU at all.
     """
     workspace = session.workspace
     receipts = {}
@@ -40,7 +44,7 @@ def finish_parts(
     if left:
         log.info("%s: %d of %d parts to do", label, len(left), len(items))
         session.ray()
-        share = share_of_cluster(session.execution, workers)
+        share = share_of_cluster(session.execution, workers, gpus_help=gpus_help)
         receipts.update(WorkerPool(actor_class, arguments, share).run(left, label))
     else:
         log.info("%s: already done", label)

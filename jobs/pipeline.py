@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from g2is_ray.config import WalkSettings
+from g2is_ray.graph import check_neighbors, require_faiss
+from g2is_ray.selection import budget_of
 from jobs.evaluate import evaluate
 from jobs.gradients import gradients
-from jobs.graph import graph
+from jobs.graph import graph, graph_settings
 from jobs.ingest import ingest
 from jobs.report import report
 from jobs.selection import select_rows
@@ -20,8 +23,19 @@ STAGES = (ingest, warm_up, gradients, graph, select_rows, tune, evaluate, report
 
 def run(session: Session) -> None:
     """Do every stage that is not done."""
+    require_faiss()
     for stage in STAGES:
         stage(session)
+        if stage is ingest:
+            _check_sizes(session)
+
+
+def _check_sizes(session: Session) -> None:
+    """Refuse now what graph and walk would refuse after the hours that gradients take."""
+    rows = session.workspace.require("pool", "ingest")["rows"]
+    for target in session.targets():
+        check_neighbors(graph_settings(session, target).neighbors, rows)
+        budget_of(rows, session.settings(WalkSettings, f"selections/{target}").fraction)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,25 @@ import hashlib
 import logging
 from collections import Counter
 
+from g2is_ray.errors import WorkspaceError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.findings import pool_map, run_view, target_view
 from g2is_ray.layout import targets_in
 from g2is_ray.report import render
+from g2is_ray.workspace import Workspace
 from jobs.graph import graph_settings
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
 
 _STATE = "report.json"
+
+
+def _is_shown(workspace: Workspace, receipts: dict[str, str]) -> bool:
+    try:
+        return workspace.exists("report.html") and workspace.read_json(_STATE) == receipts
+    except WorkspaceError:  # there is no report yet, or its state is damaged
+        return False
 
 
 def report(session: Session) -> None:
@@ -34,7 +43,7 @@ def report(session: Session) -> None:
         if workspace.exists(f"{stage}/receipt.json")
     }
     where = workspace.location("report.html")
-    if workspace.exists(_STATE) and workspace.read_json(_STATE) == shown:
+    if _is_shown(workspace, shown):
         log.info("report: already done: %s", where)
         return
     groups = [row["group"] for row in ExampleSet(workspace, "pool").read_all(["group"])]

@@ -41,7 +41,7 @@ class Session:
         self.workspace = Workspace(workspace)
         self.given = dict(given)
         preset = self.given.pop("preset", None)
-        if preset is not None and preset not in PRESETS:
+        if preset is not None and preset not in list(PRESETS):
             raise SettingError(f"preset should be {' or '.join(PRESETS)}, got {preset!r}")
         self._preset = PRESETS[preset] if preset else {}
         self.execution = self.settings(ExecutionSettings)

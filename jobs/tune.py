@@ -6,10 +6,9 @@ import logging
 
 from actors.cluster import share_of_cluster
 from actors.trainer import train
-from g2is_ray.config import LoraSettings, TuneSettings
+from g2is_ray.config import LoraSettings, TrainingPlan, TuneSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.layout import variants_in
-from g2is_ray.training import TrainingPlan
 from jobs.ingest import pool_settings
 from jobs.selection import selected_rows
 from jobs.session import Session

@@ -10,10 +10,10 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 from g2is_ray.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
-from g2is_ray.config import PRESETS, Count, WalkSettings, build
+from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
 from g2is_ray.errors import SettingError
 from g2is_ray.graph import knn_graph
-from g2is_ray.selection import select
+from g2is_ray.selection import check_shapes, select
 from g2is_ray.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
     config=pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid"),
 )
 class ArraySettings:
-    train: str
+    train: Text
     """Pool gradients [n, d], .npy, .safetensors or .pt; they need not be normalized."""
-    target: str
+    target: Text
     """Target gradients [m, d]; components are taken of them as they are."""
     graph: str | None = None
     """Neighbor rows [n, k] in descending similarity; left out, the graph is built."""
@@ -35,7 +35,7 @@ class ArraySettings:
     """Neighbors of each row, where the graph is built."""
     center: bool = False
     """Subtract the mean pool gradient before normalizing, in walk and built graph."""
-    output: str
+    output: Text
     """Folder for selection.jsonl and summary.json."""
 
 
@@ -55,6 +55,8 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
         raise SettingError("graph and neighbors exclude each other: a given graph has its own k")
     raw = gradients_from(arrays.train)
     target = gradients_from(arrays.target)
+    check_shapes(raw, target, settings)
+    output = Workspace(arrays.output)
     x = normalize(raw, mean_of_valid(raw) if arrays.center else None)
     neighbors = (
         knn_graph(x, arrays.neighbors)
@@ -63,7 +65,6 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
     )
     selection = select(x, neighbors, target, settings)
     summary = selection.summary()
-    output = Workspace(arrays.output)
     output.write_bytes("selection.jsonl", selection.lines())
     output.write_json("summary.json", summary)
     log.info(

@@ -8,8 +8,7 @@ import numpy as np
 
 from actors.cluster import share_of_cluster
 from actors.trainer import train
-from g2is_ray.config import LoraSettings, WarmupSettings
-from g2is_ray.training import TrainingPlan
+from g2is_ray.config import LoraSettings, TrainingPlan, WarmupSettings
 from jobs.ingest import pool_settings
 from jobs.session import Session
 

@@ -81,7 +81,7 @@ def test_batched_gradients_equal_autograd_on_single_examples(name: str) -> None:
     model, rows = adapter(name), examples()
     whole = Concatenated(model)
     wanted = [whole.flat(by_autograd(model, one)) for one in rows]
-    found = computer(model).compute(rows, batch_tokens=80, adjust=False)
+    found = computer(model).compute(rows, token_budget=80, adjust=False)
     assert not found.invalid
     for i in range(len(rows)):
         assert relative_error(found.projected[i], wanted[i]) < 1e-4
@@ -97,15 +97,15 @@ def test_losses_are_transformers_own(name: str) -> None:
             )
             for o in rows
         ]
-    found = computer(model).compute(rows, batch_tokens=80, adjust=False)
+    found = computer(model).compute(rows, token_budget=80, adjust=False)
     np.testing.assert_allclose(found.losses, wanted, rtol=1e-5)
 
 
 def test_batch_mates_and_their_order_do_not_matter() -> None:
     model, rows = adapter("llama, grouped queries, tied"), examples()
     one = computer(model)
-    alone = one.compute(rows, batch_tokens=1, adjust=False).projected
-    together = one.compute(rows[::-1], batch_tokens=10_000, adjust=False).projected[::-1]
+    alone = one.compute(rows, token_budget=1, adjust=False).projected
+    together = one.compute(rows[::-1], token_budget=10_000, adjust=False).projected[::-1]
     for i in range(len(rows)):
         assert relative_error(together[i], alone[i]) < 1e-5
 
@@ -124,7 +124,7 @@ def test_adjusted_gradients_equal_the_formula_on_flattened_parameters() -> None:
     m, v = (whole.flat({n: pair[i] for n, pair in moments.items()}) for i in (0, 1))
     m, v = m.astype(np.float64), v.astype(np.float64)
     gradients = [whole.flat(by_autograd(model, one)).astype(np.float64) for one in rows]
-    found = computer(model, moments).compute(rows, batch_tokens=80, adjust=True)
+    found = computer(model, moments).compute(rows, token_budget=80, adjust=True)
     for i, g in enumerate(gradients):
         wanted = (0.9 * m + 0.1 * g) / np.sqrt(0.999 * v + 0.001 * g**2 + 1e-8)
         assert relative_error(found.projected[i], wanted) < 1e-4
@@ -154,7 +154,7 @@ def test_module_used_twice_accumulates() -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     rows, whole = examples(3), Concatenated(model)
     wanted = [whole.flat(by_autograd(model, one)) for one in rows]
-    found = computer(model).compute(rows, batch_tokens=80, adjust=False)
+    found = computer(model).compute(rows, token_budget=80, adjust=False)
     for i in range(len(rows)):
         assert relative_error(found.projected[i], wanted[i]) < 1e-4
 
@@ -165,11 +165,11 @@ def test_fresh_adapter_and_infinite_weights_are_named_invalid() -> None:
     model = get_peft_model(base, LoraConfig(r=3, target_modules=["q_proj"])).eval()
     for parameter in lora_parameters(model).values():
         torch.nn.init.zeros_(parameter)
-    found = computer(model).compute(examples(2), batch_tokens=80, adjust=False)
+    found = computer(model).compute(examples(2), token_budget=80, adjust=False)
     assert set(found.invalid.values()) == {"its gradient is zero"}
     with torch.no_grad():
         model.get_base_model().model.norm.weight.fill_(float("inf"))
-    found = computer(model).compute(examples(2), batch_tokens=80, adjust=False)
+    found = computer(model).compute(examples(2), token_budget=80, adjust=False)
     assert all("loss" in reason for reason in found.invalid.values())
     assert not found.projected.any()
 

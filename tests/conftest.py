@@ -1,0 +1,63 @@
+"""What several test files share: the bundled model, and the command as a user runs it."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # else the hub is asked for a missing model for a minute
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> str:
+    """Folder of the bundled model."""
+    return str(REPOSITORY / "examples" / "tiny-lm")
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """The command sends log lines to stderr, which pytest replaces after each test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def g2is(capsys: pytest.CaptureFixture[str], logging_as_before: None) -> Callable[..., str]:
+    """Runs `g2is` with arguments that it is to accept; returns what it printed."""
+    from jobs.cli import main
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], logging_as_before: None) -> Callable[..., str]:
+    """Runs `g2is` with arguments that it is to refuse; returns the one sentence it says."""
+    from jobs.cli import main
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert status == 2, err
+        assert "Traceback" not in err
+        *_, last = err.splitlines()
+        assert last.startswith("g2is: error: ")
+        assert err.count("g2is: error: ") == 1
+        assert not out
+        return last.removeprefix("g2is: error: ")
+
+    return run

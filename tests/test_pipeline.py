@@ -1,0 +1,214 @@
+"""The main job on a real local Ray: whole, repeated, extended, and killed in every stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "examples" / "data"
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SETTINGS = f"""
+model: {ROOT / "examples" / "tiny-lm"}
+fraction: 0.2
+baselines: [random, paper]
+max_tokens: 128
+max_rejected: 0.1
+part_rows: 12
+neighbors: 6
+projection_dim: 512
+lora_r: 2
+lora_alpha: 8
+warmup_fraction: 0.2
+warmup_epochs: 3
+warmup_batch_size: 2
+warmup_learning_rate: 1.0e-3
+tune_batch_size: 2
+exact_match_rows: 2
+max_new_tokens: 4
+"""
+
+
+def head(source: Path, rows: int, to: Path) -> Path:
+    to.write_text("".join(source.read_text().splitlines(keepends=True)[:rows]))
+    return to
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    head(DATA / "pool.jsonl", 36, folder / "pool.jsonl")
+    head(DATA / "target-gsm8k-val.jsonl", 8, folder / "val.jsonl")
+    head(DATA / "target-gsm8k-test.jsonl", 6, folder / "test.jsonl")
+    (folder / "run.yaml").write_text(SETTINGS)
+    return folder
+
+
+def command(inputs: Path, workspace: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jobs.cli", "run"),
+        *("--config", str(inputs / "run.yaml"), "--workspace", str(workspace)),
+        *("--pool", str(inputs / "pool.jsonl")),
+        *(
+            more
+            or ("--target", f"gsm8k={inputs}/val.jsonl", "--test", f"gsm8k={inputs}/test.jsonl")
+        ),
+    ]
+
+
+def run(arguments: list[str]) -> str:
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stderr
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("finished")
+    run(command(inputs, workspace))
+    return workspace
+
+
+def written(workspace: Path, *folders: str) -> dict[str, int]:
+    """Modification times of all files in the folders."""
+    files = [f for folder in folders for f in (workspace / folder).rglob("*") if f.is_file()]
+    return {str(file): file.stat().st_mtime_ns for file in files}
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_selected_rows_are_the_inputs_own(inputs: Path, finished: Path) -> None:
+    pool = {row["id"]: row for row in lines(inputs / "pool.jsonl")}
+    picks = lines(finished / "selections/gsm8k/selection.jsonl")
+    selected = (finished / "selections/gsm8k/selected.jsonl").read_text().splitlines()
+    assert len(picks) == len(selected) == 7
+    for pick, line in zip(picks, selected, strict=True):
+        assert json.loads(line) == pool[pick["id"]]
+    summary = json.loads((finished / "selections/gsm8k/summary.json").read_text())
+    assert (summary["budget"], summary["selected"]) == (7, 7)
+
+
+def test_baselines_are_as_large_and_trained_as_long(finished: Path) -> None:
+    random = json.loads((finished / "tuned/gsm8k@random/receipt.json").read_text())
+    tuned = json.loads((finished / "tuned/gsm8k/receipt.json").read_text())
+    for fact in ("rows", "steps", "seed"):
+        assert random[fact] == tuned[fact]
+    assert len(lines(finished / "selections/gsm8k@paper/selection.jsonl")) <= 7
+
+
+def test_adapter_loads_with_peft_and_changes_the_model(finished: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "examples" / "tiny-lm")
+    model = PeftModel.from_pretrained(base, str(finished / "tuned/gsm8k/adapter"))
+    b = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert b
+    assert any(float(p.abs().max()) > 0 for p in b)
+
+
+def test_three_losses_are_measured_on_the_same_tokens(finished: Path) -> None:
+    scores = [
+        json.loads((finished / f"evaluations/gsm8k/{name}.json").read_text())
+        for name in ("base", "selection", "random")
+    ]
+    assert len({score["test_tokens"] for score in scores}) == 1
+    assert len({score["loss"] for score in scores}) == 3
+    assert all(score["exact_match_rows"] == 2 for score in scores)
+
+
+def test_training_writes_its_metrics(finished: Path) -> None:
+    steps = [entry["step"] for entry in lines(finished / "warmup/metrics.jsonl")]
+    assert steps == sorted(steps)
+    assert steps[-1] == json.loads((finished / "warmup/receipt.json").read_text())["steps"]
+
+
+def test_checkpoints_are_cleaned_up(finished: Path) -> None:
+    assert not [file for file in (finished / "checkpoints").rglob("*") if file.is_file()]
+
+
+def test_report_shows_the_selection_and_what_it_is_compared_with(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    for text in ("gsm8k", "selection", "random", "paper", "preset recommended"):
+        assert text in page
+    assert (finished / "selections/gsm8k/report.html").exists()
+
+
+def test_the_same_command_again_does_nothing(inputs: Path, finished: Path) -> None:
+    before = written(finished, "")
+    log = run(command(inputs, finished))
+    assert written(finished, "") == before
+    assert "Ray" not in log
+
+
+def test_a_second_target_reuses_gradients_and_graph(inputs: Path, finished: Path) -> None:
+    before = written(finished, "pool", "warmup", "gradients", "graph", "selections/gsm8k")
+    head(DATA / "target-gsm8k-test.jsonl", 16, inputs / "all.jsonl")
+    other = (inputs / "all.jsonl").read_text().splitlines(keepends=True)[8:]
+    (inputs / "other.jsonl").write_text("".join(other))
+    run(command(inputs, finished, "--target", f"other={inputs}/other.jsonl"))
+    after = written(finished, "pool", "warmup", "gradients", "graph", "selections/gsm8k")
+    changed = {Path(f).name for f, t in after.items() if before.get(f) != t}
+    assert changed <= {"report.html"}
+    assert (finished / "tuned/other/adapter/adapter_model.safetensors").exists()
+    assert "other" in (finished / "report.html").read_text()
+
+
+def begun(stage: str) -> Callable[[Path], bool]:
+    return lambda workspace: (
+        f'"{stage}"' in (workspace / "workspace.json").read_text()
+        if (workspace / "workspace.json").exists()
+        else False
+    )
+
+
+def there(path: str) -> Callable[[Path], bool]:
+    return lambda workspace: (workspace / path).exists()
+
+
+KILLS = {
+    "ingest": there("pool/part-00000.json"),
+    "warmup": there("warmup/metrics.jsonl"),
+    "gradients": there("gradients/part-00000.json"),
+    "graph": there("graph/centered/part-00000.json"),
+    "select": begun("selections/gsm8k"),
+    "tune": there("tuned/gsm8k/metrics.jsonl"),
+    "evaluate": there("evaluations/gsm8k/base.json"),
+    "report": there("selections/gsm8k/report.html"),
+}
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_selection(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    arguments = command(inputs, workspace)
+    for stage, reached in KILLS.items():
+        log = (tmp_path / f"{stage}.log").open("w")
+        driver = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+        while driver.poll() is None and not reached(workspace):
+            time.sleep(0.01)
+        assert driver.poll() is None, f"{stage}: " + (tmp_path / f"{stage}.log").read_text()[-3000:]
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    run(arguments)
+    for variant in ("gsm8k", "gsm8k@random", "gsm8k@paper"):
+        selection = f"selections/{variant}/selection.jsonl"
+        assert (workspace / selection).read_bytes() == (finished / selection).read_bytes()
+    for file in ("gradients/part-00002.npy", "warmup/moments.safetensors"):
+        assert (workspace / file).read_bytes() == (finished / file).read_bytes()
