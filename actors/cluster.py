@@ -21,6 +21,7 @@ _OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
 
 
 _WORKER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where processes share CPUs
     "PYTHONWARNINGS": "ignore::FutureWarning",  # transformers about itself, a line per worker
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of metrics is printed twice
 }
@@ -34,12 +35,14 @@ def connected(address: str) -> Iterator[None]:
         WorkError: there is no cluster at the address, or Ray cannot start here.
     """
     address = address or os.environ.get("RAY_ADDRESS", "local")
+    environment = dict(_WORKER_ENVIRONMENT)
     options: dict[str, Any] = {
         "address": address,
         "logging_level": logging.WARNING,
-        "runtime_env": {"env_vars": _WORKER_ENVIRONMENT},
+        "runtime_env": {"env_vars": environment},
     }
     if address == "local":
+        environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process saved per training
         options.update(
             include_dashboard=True,  # Ray Train asks it for the state of actors
             dashboard_host="127.0.0.1",
