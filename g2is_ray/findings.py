@@ -31,7 +31,7 @@ from g2is_ray.report import (
 )
 from g2is_ray.workspace import Workspace
 
-_MAP_POINTS = 3000
+_MAP_POINTS = 2000
 
 
 def preset_of(settings: dict[str, Any]) -> str:
