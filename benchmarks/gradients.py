@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--lora-r", type=int, default=8)
     parser.add_argument("--token-budget", type=int, default=1024)
-    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
 

@@ -20,13 +20,6 @@ log = logging.getLogger(__name__)
 _STATE = "report.json"
 
 
-def _is_shown(workspace: Workspace, receipts: dict[str, str]) -> bool:
-    try:
-        return workspace.exists("report.html") and workspace.read_json(_STATE) == receipts
-    except WorkspaceError:  # there is no report yet, or its state is damaged
-        return False
-
-
 def report(session: Session) -> None:
     """Write `report.html` for all targets, and `selections/T/report.html` for each."""
     workspace = session.workspace
@@ -56,3 +49,10 @@ def report(session: Session) -> None:
     workspace.write_bytes("report.html", render(run, targets, points).encode())
     workspace.write_json(_STATE, shown)
     log.info("report: %s", where)
+
+
+def _is_shown(workspace: Workspace, receipts: dict[str, str]) -> bool:
+    try:
+        return workspace.exists("report.html") and workspace.read_json(_STATE) == receipts
+    except WorkspaceError:  # there is no report yet, or its state is damaged
+        return False
