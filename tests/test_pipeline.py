@@ -169,6 +169,28 @@ def test_a_second_target_reuses_gradients_and_graph(inputs: Path, finished: Path
     assert "other" in (finished / "report.html").read_text()
 
 
+def test_stage_commands_one_by_one_do_what_the_main_job_does(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    g2is = [sys.executable, "-m", "jobs.cli"]
+    here = ["--workspace", str(tmp_path / "workspace")]
+    settings = ["--config", str(inputs / "run.yaml")]
+    run([*g2is, "ingest", *command(inputs, tmp_path / "workspace")[4:]])
+    for stage in ("warmup", "gradients", "graph", "select", "tune", "evaluate", "report"):
+        run([*g2is, stage, *settings, *here])
+    status = subprocess.run(
+        [*g2is, "status", *here], cwd=ROOT, env=environment(), capture_output=True, text=True
+    ).stdout
+    assert "gradients                       3/3  done, 35 rows" in status
+    assert "to do" not in status
+    for variant in ("gsm8k", "gsm8k@random", "gsm8k@paper"):
+        selection = f"selections/{variant}/selection.jsonl"
+        assert (tmp_path / "workspace" / selection).read_bytes() == (
+            finished / selection
+        ).read_bytes()
+    assert (tmp_path / "workspace/report.html").exists()
+
+
 def begun(stage: str) -> Callable[[Path], bool]:
     return lambda workspace: (
         f'"{stage}"' in (workspace / "workspace.json").read_text()
