@@ -58,7 +58,9 @@ class Evaluator:
     def process(self, item: Measured) -> dict[str, Any]:
         """Measure one model; returns its receipt, which holds the scores."""
         began = time.monotonic()
-        model: Any = models.load_base(self._model, models.default_device())
+        model: Any = models.load_base(
+            self._model, models.default_device(), self._execution.attention
+        )
         if item.adapter:
             with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as scratch:
                 folder = self._workspace.download(item.adapter, Path(scratch))

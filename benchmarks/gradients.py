@@ -1,91 +1,321 @@
-"""Examples per second of the gradient stage, beside plain autograd at batch 1.
+"""Speed of the gradient stage, beside a loop as LESS runs it, in one process on the same rows.
 
     python benchmarks/gradients.py --model examples/tiny-lm --pool examples/data/pool.jsonl
+    python benchmarks/gradients.py --shape llama-3.1-8b --lora-r 128 --tokens 200 --rows 512
 
-Both run in one process on the same rows and threads, in turns, so that their ratio means
-something on a noisy machine. The plain loop takes one example at a time and stops at the
-flat gradient vector: no adjusting, no projection. The gradient stage does all of it.
+The loops are written from LESS's published description and settings (arXiv 2402.04333;
+batch 1, the whole gradient as one vector, Γ, then TRAK's dense Rademacher projection of 16
+rows at a time in blocks of 128 dimensions that are drawn anew each time):
+
+    (a)  all of it
+    (b)  the same without the projection
+
+Everything takes turns, so that ratios mean something on a noisy machine. FLOPs are those of
+all matrix products and attention kernels, padding included, counted by torch; the rate they
+are compared with is that of a large matrix product timed in the same turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from g2is_ray import models
+from g2is_ray.batches import pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import LoraSettings, ModelSettings
-from g2is_ray.gradients import GradientComputer, pad
+from g2is_ray.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.models import Moments
 from g2is_ray.projection import SparseProjection
 from g2is_ray.reading import Example, read_examples
 
+DIMENSIONS = 8192
+SHAPES = {
+    "llama-3.1-8b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_theta=500000.0,
+    )
+}
+PHASES = ("forward", "logits", "gradients", "adjust", "project")
 
-def plain_loop(model: Any, rows: Sequence[Encoded]) -> None:
-    """Autograd on one example at a time, to one flat vector each."""
-    parameters = list(models.lora_parameters(model).values())
-    for row in rows:
-        model.zero_grad()
-        ids, mask, labels = pad([row], 0, model.device)
-        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-        torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+class Workload:
+    """A model with an adapter, AdamW's moments for it, and rows."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.device = models.default_device()
+        settings = ModelSettings(model=given.model or given.shape, dtype=given.dtype)
+        self.dtype = models.base_dtype(settings, self.device)
+        self.model = self._model(given, settings)
+        self.rows = _random_rows(given) if given.tokens else _real_rows(given, settings)
+        self.tokens = sum(len(row.input_ids) for row in self.rows)
+
+    def _model(self, given: argparse.Namespace, settings: ModelSettings) -> Any:
+        if given.shape:
+            base = _random_model(SHAPES[given.shape], given.layers, self.device, self.dtype)
+        else:
+            base = models.load_base(settings, self.device, given.attention)
+        lora = LoraSettings(lora_r=given.lora_r, lora_targets=tuple(given.lora_targets))
+        model = models.add_adapter(base, lora, seed=0).eval()
+        for parameter in models.lora_parameters(model).values():
+            torch.nn.init.normal_(parameter, std=0.02)
+        return model
+
+    def moments(self) -> Moments:
+        return {
+            name: (torch.zeros(p.shape), torch.ones(p.shape))
+            for name, p in models.lora_parameters(self.model).items()
+        }
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object]) -> float:
+def _random_model(
+    config: LlamaConfig, layers: int, device: torch.device, dtype: torch.dtype
+) -> Any:
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def _random_rows(given: argparse.Namespace) -> list[Encoded]:
+    """Rows of one length, the second half of each supervised."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(given.rows):
+        ids = torch.randint(1, 32000, (given.tokens,), generator=generator).tolist()
+        labels = [-100] * (given.tokens // 2) + ids[given.tokens // 2 :]
+        rows.append(Encoded(input_ids=ids, labels=labels, tokens_before_truncation=given.tokens))
+    return rows
+
+
+def _real_rows(given: argparse.Namespace, settings: ModelSettings) -> list[Encoded]:
+    """Every k-th row of the pool, as many as asked for."""
+    encoder = ChatEncoder(models.load_tokenizer(settings), max_tokens=given.max_tokens)
+    held = [one for one in read_examples([given.pool]) if isinstance(one, Example)]
+    chosen = islice(held, 0, None, max(1, len(held) // given.rows))
+    return [encoder.encode(one.messages) for one in islice(chosen, given.rows)]
+
+
+class LessLoop:
+    """(a) and (b): one example at a time, by plain autograd."""
+
+    def __init__(self, work: Workload, *, project: bool) -> None:
+        self._model, self._device, self._project = work.model, work.device, project
+        self._parameters = models.lora_parameters(self._model)
+        held = prepared(work.moments(), work.device)
+        self._moments = tuple(
+            torch.cat([held[name][i].flatten() for name in self._parameters]) for i in (0, 1)
+        )
+
+    def run(self, rows: Sequence[Encoded]) -> None:
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
+        waiting: list[torch.Tensor] = []
+        for row in rows:
+            waiting.append(adjusted(self._gradient(row), self._moments))
+            if len(waiting) == 16:
+                self._flush(waiting)
+        self._flush(waiting)
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _gradient(self, row: Encoded) -> torch.Tensor:
+        self._model.zero_grad()
+        ids, labels = (tensor.to(self._device) for tensor in pad([row], 0))
+        self._model(input_ids=ids, labels=labels).loss.backward()
+        parts = [p.grad.flatten() for p in self._parameters.values() if p.grad is not None]
+        return torch.cat(parts).float()
+
+    def _flush(self, waiting: list[torch.Tensor]) -> None:
+        if self._project and waiting:
+            rows_bp = torch.stack(waiting)
+            generator = torch.Generator(self._device).manual_seed(0)
+            signs = torch.empty(rows_bp.shape[1], 128, device=self._device)
+            for _ in range(0, DIMENSIONS, 128):
+                signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+                rows_bp @ signs
+        waiting.clear()
+
+
+def seconds(work: Workload, run: Callable[[], object]) -> float:
+    work.wait()
     began = time.perf_counter()
-    work()
+    run()
+    work.wait()
     return time.perf_counter() - began
 
 
-def with_adapter(settings: ModelSettings, rank: int) -> Any:
-    base = models.load_base(settings, models.default_device())
-    model = models.add_adapter(base, LoraSettings(lora_r=rank), seed=0).eval()
-    for parameter in models.lora_parameters(model).values():
-        torch.nn.init.normal_(parameter, std=0.02)
-    return model
+def matmul_rate(work: Workload) -> float:
+    """FLOP/s of a large square product in the model's number type."""
+    size = 8192 if work.device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=work.device).to(work.dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(work, lambda: a @ b) for _ in range(5))
+
+
+def phases(work: Workload, run: Callable[[], object]) -> Iterator[tuple[str, float]]:
+    """Share of time of each named phase; what is left is the backward pass."""
+    kinds = [ProfilerActivity.CPU]
+    if work.device.type == "cuda":
+        kinds.append(ProfilerActivity.CUDA)
+    with profile(activities=kinds) as found:
+        run()
+    named = {event.key: event for event in found.key_averages()}
+    attribute = "device_time_total" if work.device.type == "cuda" else "cpu_time_total"
+    times = {name: getattr(named[f"g2is.{name}"], attribute) for name in PHASES}
+    whole = (
+        sum(event.self_device_time_total for event in named.values())
+        if work.device.type == "cuda"
+        else sum(named[f"g2is.{name}"].cpu_time_total for name in ("forward", "logits", "backward"))
+    )
+    for name, spent in times.items():
+        yield name, spent / whole
+    yield "backward", 1 - sum(times.values()) / whole
+
+
+def peak_gigabytes(work: Workload) -> float:
+    if work.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientComputer:
+    return GradientComputer(
+        work.model,
+        SparseProjection(DIMENSIONS, 0),
+        work.moments(),
+        pad_id=0,
+        token_budget="auto" if given.token_budget == "auto" else int(given.token_budget),
+        lora_layers=given.lora_layers,
+        checkpointing=given.gradient_checkpointing,
+    )
+
+
+def compare(given: argparse.Namespace) -> None:
+    """The stage's own numbers, then its speed beside the loops'."""
+    work = Workload(given)
+    loops = {name: LessLoop(work, project=name == "(a)") for name in given.loops}
+    loop_rows = work.rows[:: max(1, len(work.rows) // given.loop_rows)][: given.loop_rows]
+    loop_times: dict[str, list[float]] = {name: [] for name in loops}
+    # The loops' model must be free of the stage's hooks, so the two have a model each.
+    stage = gradient_stage(staged := Workload(given), given)
+    with FlopCounterMode(display=False) as counter:  # warms up, too
+        stage.compute(staged.rows, adjust=True)
+    ours, rates = [], []
+    for turn in range(given.turns):
+        ours.append(seconds(staged, lambda: stage.compute(staged.rows, adjust=True)))
+        if turn == 0:
+            peak = peak_gigabytes(work)
+        rates.append(matmul_rate(work))
+        for name, loop in loops.items():
+            loop_times[name].append(seconds(work, lambda loop=loop: loop.run(loop_rows)))  # type: ignore[misc]
+    flops = counter.get_total_flops() / median(ours)
+    print(
+        f"{len(work.rows)} rows of {work.tokens / len(work.rows):.0f} tokens, "
+        f"{str(work.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
+        f"{torch.cuda.get_device_name() if work.device.type == 'cuda' else 'CPU'}, "
+        f"torch {torch.__version__}, budget {stage.token_budget} tokens"
+    )
+    print(
+        f"gradient stage: {len(work.rows) / median(ours):.2f} examples/s, "
+        f"{work.tokens / median(ours):.0f} tokens/s, {flops / 1e9:.0f} GFLOP/s, "
+        f"{flops / median(rates):.0%} of a large product's {median(rates) / 1e9:.0f}; "
+        f"peak memory {peak:.2f} GB"
+    )
+    shares = phases(staged, lambda: stage.compute(staged.rows, adjust=True))
+    print("share of time: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+    for name, found in loop_times.items():
+        ratios = sorted(
+            (their / len(loop_rows)) / (our / len(work.rows))
+            for our, their in zip(ours, found, strict=True)
+        )
+        print(
+            f"{name}: {len(loop_rows) / median(found):.2f} examples/s; the stage is "
+            f"{median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+
+
+def _work(given: argparse.Namespace, barrier: Any, times: Any) -> None:
+    torch.set_num_threads(1)
+    work = Workload(given)
+    stage = gradient_stage(work, given)
+    stage.compute(work.rows[:4], adjust=True)
+    barrier.wait()
+    times.put(seconds(work, lambda: stage.compute(work.rows, adjust=True)))
+
+
+def scale(given: argparse.Namespace) -> None:
+    """Workers of one thread each, alone and together, each on all of the rows."""
+    spawn = multiprocessing.get_context("spawn")
+    ratios = []
+    for _ in range(given.turns):
+        found = []
+        for count in (1, given.workers):
+            barrier, times = spawn.Barrier(count), spawn.SimpleQueue()
+            workers = [
+                spawn.Process(target=_work, args=(given, barrier, times)) for _ in range(count)
+            ]
+            for worker in workers:
+                worker.start()
+            found.append(max(times.get() for _ in workers))
+            for worker in workers:
+                worker.join()
+        ratios.append(given.workers * found[0] / found[1])
+    print(
+        f"{given.workers} workers of one thread each are {median(ratios):.2f} times as fast as one "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--pool", required=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="directory or hub name")
+    what.add_argument("--shape", choices=list(SHAPES), help="random weights of this shape")
+    parser.add_argument("--layers", type=int, default=0, help="of --shape, if not all")
+    parser.add_argument("--pool", help="rows to read")
+    parser.add_argument("--tokens", type=int, default=0, help="rows of this length instead")
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--lora-r", type=int, default=8)
-    parser.add_argument("--token-budget", type=int, default=1024)
     parser.add_argument("--max-tokens", type=int, default=1024)
-    parser.add_argument("--turns", type=int, default=3)
-    given = parser.parse_args()
-
-    settings = ModelSettings(model=given.model)
-    encoder = ChatEncoder(models.load_tokenizer(settings), max_tokens=given.max_tokens)
-    examples = (one for one in read_examples([given.pool]) if isinstance(one, Example))
-    rows = [encoder.encode(one.messages) for one, _ in zip(examples, range(given.rows))]  # noqa: B905
-    tokens = sum(len(row.input_ids) for row in rows)
-
-    plain = with_adapter(settings, given.lora_r)
-    hooked = with_adapter(settings, given.lora_r)
-    moments = {
-        name: (torch.zeros_like(p), torch.ones_like(p))
-        for name, p in models.lora_parameters(hooked).items()
-    }
-    projection = SparseProjection(8192, 0)
-    computer = GradientComputer(hooked, projection.add, 8192, moments, pad_id=0)
-    computer.compute(rows[:2], given.token_budget, adjust=True)  # builds the projection's tables
-    ours, theirs = [], []
-    for _ in range(given.turns):
-        ours.append(seconds(lambda: computer.compute(rows, given.token_budget, adjust=True)))
-        theirs.append(seconds(lambda: plain_loop(plain, rows)))
-    print(
-        f"{len(rows)} rows, {tokens / len(rows):.0f} tokens each, {torch.get_num_threads()} threads"
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--lora-r", type=int, default=8)
+    parser.add_argument(
+        "--lora-targets", nargs="+", default=["q_proj", "k_proj", "v_proj", "o_proj"]
     )
-    for name, found in (("gradient stage", ours), ("plain autograd, batch 1", theirs)):
-        best = min(found)
-        print(f"{name:24} {len(rows) / best:8.2f} examples/s {tokens / best:10.0f} tokens/s")
-    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-    print(f"ratio, turn by turn: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    parser.add_argument("--lora-layers", default="all")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--token-budget", default="1024")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--loops", nargs="*", choices=["(a)", "(b)"], default=["(a)", "(b)"])
+    parser.add_argument("--loop-rows", type=int, default=16, help="rows that the loops take")
+    parser.add_argument("--workers", type=int, default=0, help="measure scaling to so many workers")
+    given = parser.parse_args()
+    if not given.pool and not given.tokens:
+        parser.error("give --pool or --tokens")
+    if given.workers:
+        scale(given)
+    else:
+        compare(given)
 
 
 if __name__ == "__main__":

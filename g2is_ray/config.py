@@ -100,6 +100,8 @@ class WarmupSettings:
 class GradientSettings:
     projection_dim: Annotated[int, Field(ge=2)] = 8192
     """Dimensions that gradients are projected to; disk is 2 bytes x this per row."""
+    lora_layers: Annotated[str, Field(pattern=r"^(all|last:[1-9]\d*)$")] = "all"
+    """Layers whose adapters count: all, or last:N, where the backward pass stops N layers down."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -168,8 +170,13 @@ class ExecutionSettings:
     """Gradient and evaluation workers; 0 means one per GPU, or one where there is none."""
     train_workers: Count = 1
     """Data-parallel workers of warm-up and tuning."""
-    token_budget: Annotated[int, Field(ge=0)] = 0
-    """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 1024 on a CPU."""
+    token_budget: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 1024 on a CPU;
+    auto tries larger ones while they pay, at the price of last digits that differ between runs."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel, as transformers names them; auto is transformers' own choice."""
+    gradient_checkpointing: bool = False
+    """Recompute activations while taking gradients: a third slower, much less memory."""
     micro_batch_size: Count = 4
     """Rows that training holds in memory at once; batches are accumulated from these."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()

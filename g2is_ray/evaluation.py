@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from g2is_ray.batches import Batch, batches_by_length
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import EvaluateSettings
-from g2is_ray.gradients import SupervisedLoss, batches_by_length, pad
+from g2is_ray.loss import SupervisedLoss
 
 _STATED = re.compile(r"answer is:?\s*(.+?)\.?\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -76,18 +77,13 @@ class Evaluation:
 
     def _loss(self, model: Any) -> tuple[float, int]:
         pad_id = self._tokenizer.pad_token_id or 0
-        supervised = SupervisedLoss(model, model.get_output_embeddings())
+        supervised = SupervisedLoss(model)
         total, count = 0.0, 0
         lengths = [len(one.input_ids) for one in self._encoded]
-        try:
-            for batch in batches_by_length(lengths, self._token_budget):
-                sums, counts = supervised(
-                    *pad([self._encoded[i] for i in batch], pad_id, model.device)
-                )
-                total += float(sums.double().sum())
-                count += int(counts.sum())
-        finally:
-            supervised.detach()
+        for indices in batches_by_length(lengths, self._token_budget):
+            batch = Batch.of([self._encoded[i] for i in indices], pad_id, model.device)
+            total += float(supervised.sums(batch).double().sum())
+            count += len(batch.targets_n)
         return total / count, count
 
     def _right(self, model: Any) -> int:

@@ -50,16 +50,19 @@ class GradientWriter:
         max_tokens: int,
     ) -> None:
         self._workspace = workspace
-        self._token_budget = models.token_budget(execution)
         tokenizer = models.load_tokenizer(model)
         self._encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
-        peft_model, moments = load_warm_model(workspace, model)
+        peft_model, moments = load_warm_model(workspace, model, execution.attention)
         self._computer = GradientComputer(
             peft_model,
-            SparseProjection(gradients.projection_dim, seed.seed).add,
-            gradients.projection_dim,
+            SparseProjection(gradients.projection_dim, seed.seed),
             moments,
             pad_id=tokenizer.pad_token_id or 0,
+            token_budget=(
+                "auto" if execution.token_budget == "auto" else models.token_budget(execution)
+            ),
+            lora_layers=gradients.lora_layers,
+            checkpointing=execution.gradient_checkpointing,
         )
 
     def write(self, one: GradientPart) -> dict[str, Any]:
@@ -67,7 +70,7 @@ class GradientWriter:
         began = time.monotonic()
         rows = ExampleSet(self._workspace, one.examples).read(one.part, ["id", "messages"])
         encoded = [self._encoder.encode(row["messages"]) for row in rows]
-        result = self._computer.compute(encoded, self._token_budget, adjust=one.adjust)
+        result = self._computer.compute(encoded, adjust=one.adjust)
         facts = {
             "rows": len(rows),
             "tokens": sum(len(example.input_ids) for example in encoded),
@@ -81,9 +84,11 @@ class GradientWriter:
         return self._workspace.commit(one.stage, part_name(one.part), files, facts)
 
 
-def load_warm_model(workspace: Workspace, model: ModelSettings) -> tuple[Any, models.Moments]:
+def load_warm_model(
+    workspace: Workspace, model: ModelSettings, attention: str
+) -> tuple[Any, models.Moments]:
     """The model with the warm-up's adapter, and AdamW's moments after it."""
-    base = models.load_base(model, models.default_device())
+    base = models.load_base(model, models.default_device(), attention)
     with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as scratch:
         folder = workspace.download("warmup/adapter", Path(scratch))
         peft_model = models.load_adapter(base, folder)

@@ -1,121 +1,86 @@
 """Per-example LoRA gradients, one forward and one backward pass per batch.
 
-Shapes: b examples, t tokens, i and o a module's inputs and outputs, n supervised tokens,
-v vocabulary.
+Shapes: b examples, t tokens, i and o a module's inputs and outputs, d dimensions of the
+projection.
 
-No parameter asks autograd for a gradient. Hooks keep each LoRA linear's input x [b, t, i]
-and receive its output's gradient δ [b, t, o]; the examples' own gradients are δᵀx,
-[b, o, i]. They are adjusted with AdamW's moments, projected, and dropped, so that memory
-holds one module's gradients at a time.
+No parameter asks autograd for a gradient. Each LoRA linear's output passes a tap, which
+keeps the module's input x [b, t, i] and, on the way back, gets its output's gradient
+δ [b, t, o]; the examples' own gradients are δᵀx, [b, o, i]. They are adjusted with AdamW's
+moments, projected, and dropped, so that memory holds one module's gradients at a time. The
+backward pass goes no deeper than the lowest tap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch.profiler import record_function
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from g2is_ray.batches import IGNORED, Batch, TokenBudget, batch_end, by_length
 from g2is_ray.chat import Encoded
 from g2is_ray.errors import InputError, SettingError
+from g2is_ray.loss import SupervisedLoss
 from g2is_ray.models import Moments, lora_parameters, parameter_name
+from g2is_ray.projection import Projection
 
-IGNORED = -100
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's, as LESS uses them
 
-Project = Callable[[torch.Tensor, str, torch.Tensor], None]
-"""(out_bd, parameter name, gradient [b, o, i]): adds the gradient's projection to out."""
+
+def prepared(moments: Moments, device: torch.device) -> Moments:
+    """What `adjusted` needs of AdamW's moments: β1·m and β2·v + ε."""
+    return {
+        name: (m.to(device) * BETA1, v.to(device) * BETA2 + EPSILON)
+        for name, (m, v) in moments.items()
+    }
 
 
 def adjusted(g: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """AdamW's update direction Γ for the gradient `g`, given its moments before the step.
+    """AdamW's update direction Γ for the gradient `g`, given its `prepared` moments.
 
     Γ = (β1·m + (1-β1)·g) / sqrt(β2·v + (1-β2)·g² + ε), with ε inside the root and no bias
     correction: LESS (arXiv 2402.04333), as its published code computes it.
     """
-    m, v = moments
-    numerator = g * (1 - BETA1) + BETA1 * m
-    return numerator.mul_(torch.rsqrt((1 - BETA2) * g.square() + (BETA2 * v + EPSILON)))
+    momentum, variance = moments
+    numerator = torch.add(momentum, g, alpha=1 - BETA1)
+    return numerator.mul_(torch.addcmul(variance, g, g, value=1 - BETA2).rsqrt_())
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Group examples so that little is padded.
+class _Tap(torch.autograd.Function):
+    """The identity, which hands the module's input and its output's gradient to `receive`.
 
-    1. Every index of `lengths` is in exactly one batch.
-    2. Examples go from long to short, so padding within a batch is small, and a batch that
-       is too large for memory shows at once.
-    3. Longest x count of a batch is at most `token_budget`, unless it is one example.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # 2
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:  # 3
-            yield batch
-            batch = []
-        batch.append(i)  # 1
-    if batch:
-        yield batch
-
-
-def pad(
-    examples: Sequence[Encoded], pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, attention mask and labels, each int64 [b, t], padded on the right."""
-    longest = max(len(one.input_ids) for one in examples)
-    ids = torch.full((len(examples), longest), pad_id)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for row, one in enumerate(examples):
-        length = len(one.input_ids)
-        ids[row, :length] = torch.tensor(one.input_ids)
-        mask[row, :length] = 1
-        labels[row, :length] = torch.tensor(one.labels)
-    return ids.to(device), mask.to(device), labels.to(device)
-
-
-class SupervisedLoss:
-    """A causal LM's loss at supervised positions only.
-
-    The output layer sees those positions' hidden states and no others, so logits are
-    [n, v]; what the model does to its logits afterwards (scaling, soft caps) still happens.
+    `start` is what makes autograd go backward from the lowest tap, below which nothing asks
+    for a gradient. The input is saved as autograd saves tensors, so that gradient
+    checkpointing drops and recomputes it as it does any other.
     """
 
-    def __init__(self, model: torch.nn.Module, output_layer: torch.nn.Module) -> None:
-        self._model = model
-        self._positions: torch.Tensor | None = None
-        self._handle = output_layer.register_forward_pre_hook(self._keep_supervised)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output_bto: torch.Tensor,
+        x_bti: torch.Tensor,
+        start: torch.Tensor,
+        receive: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x_bti)
+        ctx.receive = receive
+        return output_bto.view_as(output_bto)
 
-    def detach(self) -> None:
-        """Give the output layer back as it was."""
-        self._handle.remove()
-
-    def _keep_supervised(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        if self._positions is None:
-            return None
-        return (args[0][self._positions], *args[1:])
-
-    def __call__(
-        self, ids_bt: torch.Tensor, mask_bt: torch.Tensor, labels_bt: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of negative log-likelihoods, and number of supervised tokens, both [b]."""
-        next_bt = torch.nn.functional.pad(labels_bt[:, 1:], (0, 1), value=IGNORED)
-        self._positions = next_bt != IGNORED
-        try:
-            logits_nv = self._model(
-                input_ids=ids_bt, attention_mask=mask_bt, use_cache=False
-            ).logits
-        finally:
-            positions_bt, self._positions = self._positions, None
-        nll_n = torch.nn.functional.cross_entropy(
-            logits_nv.float(), next_bt[positions_bt], reduction="none"
-        )
-        sums_b = torch.zeros(len(ids_bt), device=ids_bt.device)
-        sums_b = sums_b.index_add(0, positions_bt.nonzero()[:, 0], nll_n)
-        return sums_b, positions_bt.sum(dim=1)
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x_bti,), (delta_bto,) = ctx.saved_tensors, gradients
+        ctx.receive(delta_bto, x_bti)
+        return (delta_bto if ctx.needs_input_grad[0] else None), None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +88,7 @@ class GradientRows:
     """Projected gradients of some examples, in their order."""
 
     projected: NDArray[np.float32]  # [n, d]; rows of zeros where invalid
-    losses: NDArray[np.float32]  # [n], mean over supervised tokens
+    losses: NDArray[np.float32]  # [n], mean over supervised tokens; NaN if there are none
     invalid: dict[int, str]  # position -> reason
 
 
@@ -133,136 +98,301 @@ class GradientComputer:
     Args:
         model: a PEFT model with one LoRA adapter, in evaluation mode. It is given hooks
             and its parameters stop asking for gradients: do not train it afterwards.
-        project: adds a gradient's projection to the examples' rows.
-        dimensions: of the projected rows.
+        projection: of the parameters that `gradient_linears` names.
         moments: AdamW's, for momentum-adjusted gradients Γ; None where none are wanted.
         pad_id: token id to pad with; any will do.
+        token_budget: longest example x examples of a batch, or `auto` to find one. Halved,
+            for good, when a batch does not fit into memory.
+        lora_layers: as in `GradientSettings`.
+        checkpointing: recompute activations on the way back instead of keeping them: about
+            a third slower, and memory for one layer's activations instead of all.
 
     Raises:
-        SettingError: the adapter has parameters that no LoRA linear explains (DoRA, LoRA on
-            embeddings or convolutions); names the first.
+        SettingError: the adapter has parameters that no LoRA linear explains (DoRA, biases,
+            LoRA on embeddings or convolutions), or has one on the output layer; names the
+            first.
+        InputError: the adapter has no LoRA linear.
     """
 
     def __init__(
         self,
         model: PeftModel,
-        project: Project,
-        dimensions: int,
+        projection: Projection,
         moments: Moments | None,
         *,
         pad_id: int,
+        token_budget: int | Literal["auto"] = 1024,
+        lora_layers: str = "all",
+        checkpointing: bool = False,
     ) -> None:
         self._device = next(model.parameters()).device
-        self._project = project
-        self._dimensions = dimensions
+        self._projection = projection
         self._pad_id = pad_id
-        self._moments = moments and {
-            name: (m.to(self._device), v.to(self._device)) for name, (m, v) in moments.items()
-        }
-        _refuse_others(model)
+        self._budget = TokenBudget(token_budget)
+        self.use(moments)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        base: Any = model.get_base_model()
-        # With all parameters frozen, the embeddings are what makes autograd go backward.
-        base.get_input_embeddings().register_forward_hook(
-            lambda module, args, output: output.requires_grad_(True)
-        )
-        self._loss = SupervisedLoss(model, base.get_output_embeddings())
-        for name, module in _lora_linears(model).items():
-            module.register_forward_hook(self._hook(parameter_name(f"{name}.weight")))
-        self._out_bd = torch.empty(0)
-        self._squared_b = torch.empty(0)
+        if checkpointing:
+            _checkpoint_layers(model)
+        self._loss = SupervisedLoss(model)
+        self._start = torch.zeros((), device=self._device, requires_grad=True)
+        self._names = []
+        for name, module in gradient_linears(model, lora_layers).items():
+            self._names.append(name)
+            module.register_forward_hook(self._hook(name))
+        # Of the batch being computed:
+        self._out_bd = self._largest_b = torch.empty(0)
         self._adjust = False
-        self._open: dict[str, int] = {}  # uses of a module that backward has yet to reach
+        self._counting = False
+        self._uses: Counter[str] = Counter()  # of a module that backward has yet to reach
         self._held: dict[str, torch.Tensor] = {}  # gradients of modules used more than once
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def forward(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if not output.requires_grad:
-                return
-            x_bti = args[0].detach()
-            self._open[name] = self._open.get(name, 0) + 1
+    @property
+    def token_budget(self) -> int:
+        """Padded tokens of a batch, as given or as found so far."""
+        return self._budget.tokens
 
-            def backward(delta_bto: torch.Tensor) -> None:
-                self._receive(name, torch.bmm(delta_bto.transpose(1, 2), x_bti).float())
+    def use(self, moments: Moments | None) -> None:
+        """Adjust with these moments from now on."""
+        self._moments = prepared(moments, self._device) if moments else None
 
-            output.register_hook(backward)
-
-        return forward
-
-    def _receive(self, name: str, gradient_boi: torch.Tensor) -> None:
-        self._open[name] -= 1
-        if name in self._held:
-            gradient_boi = gradient_boi + self._held.pop(name)
-        if self._open[name]:
-            self._held[name] = gradient_boi
-            return
-        self._squared_b += gradient_boi.square().sum(dim=(1, 2))
-        if self._adjust and self._moments is not None:
-            gradient_boi = adjusted(gradient_boi, self._moments[name])
-        self._project(self._out_bd, name, gradient_boi)
-
-    def _batch(self, examples: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected gradients [b, d] and losses [b]."""
-        ids, mask, labels = pad(examples, self._pad_id, self._device)
-        self._out_bd = torch.zeros(len(examples), self._dimensions, device=self._device)
-        self._squared_b = torch.zeros(len(examples), device=self._device)
-        self._open.clear()
-        self._held.clear()
-        with torch.enable_grad():
-            sums_b, counts_b = self._loss(ids, mask, labels)
-            losses_b = sums_b / counts_b
-            losses_b.sum().backward()
-        return self._out_bd, losses_b.detach()
-
-    def compute(
-        self, examples: Sequence[Encoded], token_budget: int, *, adjust: bool
-    ) -> GradientRows:
+    def compute(self, examples: Sequence[Encoded], *, adjust: bool) -> GradientRows:
         """Gradients of the mean supervised-token loss of each example, in their order.
 
         Args:
-            examples: any number; each needs a supervised token.
-            token_budget: longest example x examples of a batch; memory grows with it.
             adjust: momentum-adjusted gradients Γ, or plain ones.
+
+        Raises:
+            SettingError: an example does not fit into memory by itself, or a module cannot
+                tell examples apart; names it.
         """
         if adjust and self._moments is None:
             raise ValueError("adjusted gradients need AdamW's moments")
         self._adjust = adjust
-        projected = np.zeros((len(examples), self._dimensions), dtype=np.float32)
-        losses = np.zeros(len(examples), dtype=np.float32)
-        invalid: dict[int, str] = {}
-        lengths = [len(one.input_ids) for one in examples]
-        for batch in batches_by_length(lengths, token_budget):
-            rows, batch_losses = self._batch([examples[i] for i in batch])
-            projected[batch] = rows.cpu().numpy()
-            losses[batch] = batch_losses.cpu().numpy()
-            squared = self._squared_b.cpu().numpy()
-            for position, i in enumerate(batch):
-                if not np.isfinite(losses[i]):
-                    invalid[i] = f"its loss is {losses[i]}"
-                elif not np.isfinite(projected[i]).all():
-                    invalid[i] = "its gradient has entries that are not finite"
-                elif squared[position] == 0:
-                    invalid[i] = "its gradient is zero"
+        usable = [i for i, one in enumerate(examples) if _is_supervised(one)]
+        order = [usable[i] for i in by_length([len(examples[i].input_ids) for i in usable])]
+        rows = self._compute_in_order([examples[i] for i in order])
+        projected = np.zeros((len(examples), self._projection.dimensions), dtype=np.float32)
+        losses = np.full(len(examples), np.nan, dtype=np.float32)
+        largest = np.zeros(len(examples), dtype=np.float32)
+        for whole, part in zip((projected, losses, largest), rows, strict=True):
+            whole[order] = part.cpu().numpy()
+        invalid = _invalid(projected, losses, largest, set(order))
         projected[list(invalid)] = 0
         return GradientRows(projected=projected, losses=losses, invalid=invalid)
 
+    def _compute_in_order(
+        self, examples: Sequence[Encoded]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Projected gradients [n, d], losses [n] and each gradient's largest entry [n].
 
-def _lora_linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    return {
-        name: module
+        They stay on the device until all are done: the host waits for it once, not per batch.
+        """
+        count = len(examples)
+        rows_nd = torch.zeros(count, self._projection.dimensions, device=self._device)
+        losses_n = torch.zeros(count, device=self._device)
+        largest_n = torch.zeros(count, device=self._device)
+        lengths = [len(one.input_ids) for one in examples]
+        start = 0
+        while start < count:
+            stop = batch_end(lengths, start, self._budget.tokens)
+            padded_tokens = lengths[start] * (stop - start)
+            began = time.perf_counter()
+            self._out_bd, self._largest_b = rows_nd[start:stop], largest_n[start:stop]
+            if not self._fits(examples[start:stop], losses_n[start:stop]):
+                if stop - start == 1:
+                    raise SettingError(
+                        f"an example of {lengths[start]} tokens does not fit into memory by "
+                        "itself: set max_tokens lower, or gradient_checkpointing"
+                    )
+                self._budget.halve(padded_tokens)
+                continue
+            if self._budget.searching:
+                _synchronize(self._device)
+                self._budget.watch(padded_tokens, began)
+            start = stop
+        return rows_nd, losses_n, largest_n
+
+    def _fits(self, examples: Sequence[Encoded], losses_b: torch.Tensor) -> bool:
+        """Compute a batch; False, and nothing kept of it, if memory does not suffice."""
+        try:
+            self._batch(examples, losses_b)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+        else:
+            return True
+        self._held.clear()  # outside `except`, where the error still holds the batch's tensors
+        self._out_bd.zero_()
+        self._largest_b.zero_()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return False
+
+    def _batch(self, examples: Sequence[Encoded], losses_b: torch.Tensor) -> None:
+        batch = Batch.of(examples, self._pad_id, self._device)
+        self._uses.clear()
+        with torch.enable_grad():
+            self._counting = True  # in the forward pass, not when checkpointing repeats it
+            hidden_nh = self._loss.hidden_states(batch)
+            self._counting = False
+            self._refuse_unused()
+            losses_b.copy_(self._loss.backward(batch, hidden_nh))
+        for name in list(self._held):  # one of its uses did not reach the loss
+            self._finish(name, self._held.pop(name))
+
+    def _refuse_unused(self) -> None:
+        for name in self._names:
+            if not self._uses[name]:
+                raise SettingError(
+                    f"the model never calls {name}, so it has no gradient of its own; leave its "
+                    "module out of lora_targets"
+                )
+
+    def _hook(self, name: str) -> Callable[..., torch.Tensor]:
+        def receive(delta_bto: torch.Tensor, x_bti: torch.Tensor) -> None:
+            with record_function("g2is.gradients"):
+                self._receive(name, torch.bmm(delta_bto.transpose(1, 2), x_bti).float())
+
+        def forward(
+            module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor:
+            if self._counting:
+                self._uses[name] += 1
+            if args[0].dim() != 3 or len(args[0]) != len(self._out_bd):
+                raise SettingError(
+                    f"{name} sees the tokens of several examples mixed, in shape "
+                    f"{list(args[0].shape)}, so they have no gradients of their own; leave its "
+                    "module out of lora_targets"
+                )
+            tapped: torch.Tensor = _Tap.apply(output, args[0], self._start, receive)
+            return tapped
+
+        return forward
+
+    def _receive(self, name: str, gradient_boi: torch.Tensor) -> None:
+        """Sum over the uses of a module, since adjusting is not linear."""
+        self._uses[name] -= 1
+        if name in self._held:
+            gradient_boi += self._held.pop(name)
+        if self._uses[name]:
+            self._held[name] = gradient_boi
+        else:
+            self._finish(name, gradient_boi)
+
+    def _finish(self, name: str, gradient_boi: torch.Tensor) -> None:
+        largest_b = torch.linalg.vector_norm(gradient_boi, ord=torch.inf, dim=(1, 2))
+        torch.maximum(self._largest_b, largest_b, out=self._largest_b)
+        if self._adjust and self._moments is not None:
+            with record_function("g2is.adjust"):
+                gradient_boi = adjusted(gradient_boi, self._moments[name])
+        with record_function("g2is.project"):
+            self._projection.add(self._out_bd, name, gradient_boi)
+
+
+def _is_supervised(one: Encoded) -> bool:
+    """Whether a token is to be predicted; the first one has nothing to predict it from."""
+    return any(label != IGNORED for label in one.labels[1:])
+
+
+def _invalid(
+    projected: NDArray[np.float32],
+    losses: NDArray[np.float32],
+    largest: NDArray[np.float32],
+    supervised: set[int],
+) -> dict[int, str]:
+    """Why rows are of no use, by position."""
+    finite = np.asarray(np.isfinite(projected).all(axis=1))
+    found = {}
+    for i in range(len(losses)):
+        if i not in supervised:
+            found[i] = "it has no supervised tokens"
+        elif not np.isfinite(losses[i]):
+            found[i] = f"its loss is {losses[i]}"
+        elif not finite[i]:
+            found[i] = "its gradient has entries that are not finite"
+        elif largest[i] == 0:
+            found[i] = "its gradient is zero"
+    return found
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error) and "allocate" in str(error)
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _checkpoint_layers(model: PeftModel) -> None:
+    """Turn on transformers' gradient checkpointing, which it applies in training mode only.
+
+    Only the layers themselves are put into that mode; what is inside them, dropout above
+    all, stays in evaluation mode.
+    """
+    base: Any = model.get_base_model()
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def gradient_linears(model: PeftModel, lora_layers: str = "all") -> dict[str, torch.nn.Linear]:
+    """The LoRA linears that gradients are taken of, by their weights' name.
+
+    Args:
+        lora_layers: `all`, or `last:N` for those in the last N layers.
+
+    Raises:
+        SettingError: the adapter has parameters of another kind, or the model fewer layers.
+        InputError: the adapter has no LoRA linear.
+    """
+    found = {
+        parameter_name(f"{name}.weight"): module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and (".lora_A." in name or ".lora_B." in name)
     }
-
-
-def _refuse_others(model: PeftModel) -> None:
-    covered = {parameter_name(f"{name}.weight") for name in _lora_linears(model)}
-    if not covered:
+    if not found:
         raise InputError("the adapter has no LoRA linear modules to take gradients of")
+    _refuse_others(model, found)
+    if lora_layers == "all":
+        return found
+    total = model.config.get_text_config().num_hidden_layers
+    first = total - int(lora_layers.removeprefix("last:"))
+    last = {name: module for name, module in found.items() if _layer(name) >= max(0, first)}
+    if first < 0 or not last:
+        raise SettingError(
+            f"lora_layers {lora_layers} does not fit: the model has {total} layers, and the "
+            f"adapter is on layers up to {max(map(_layer, found))}, counted from 0"
+        )
+    return last
+
+
+def _layer(name: str) -> int:
+    """Number of the layer that a parameter belongs to, -1 for one that is in none."""
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else -1
+
+
+def _refuse_others(model: PeftModel, covered: dict[str, torch.nn.Linear]) -> None:
     for name in lora_parameters(model):
         if name not in covered:
             raise SettingError(
                 f"gradients are taken of LoRA linear modules only, and {name} is not the weight of "
                 "one; choose lora_targets without embeddings and convolutions, and no DoRA or bias"
             )
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            raise SettingError(
+                f"the adapter trains a whole copy of {name} (modules_to_save), and gradients are "
+                "taken of LoRA linear modules only; use an adapter without"
+            )
+    base: Any = model.get_base_model()
+    if hasattr(base.get_output_embeddings(), "lora_A"):
+        raise SettingError(
+            "the adapter is on the output layer too, whose gradient would need all logits at "
+            "once; leave that out of lora_targets"
+        )

@@ -27,7 +27,9 @@ def default_device() -> torch.device:
 
 def token_budget(settings: ExecutionSettings) -> int:
     """Padded tokens of a batch: a GPU needs many at once to be busy, a CPU does not."""
-    return settings.token_budget or (8192 if default_device().type == "cuda" else 1024)
+    if settings.token_budget == "auto" or not settings.token_budget:
+        return 8192 if default_device().type == "cuda" else 1024
+    return settings.token_budget
 
 
 def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
@@ -52,8 +54,13 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+def load_base(
+    settings: ModelSettings, device: torch.device, attention: str = "auto"
+) -> PreTrainedModel:
     """The base model on `device`, in evaluation mode.
+
+    Args:
+        attention: as in `ExecutionSettings`.
 
     Raises:
         InputError: there is none of that name, or it cannot be loaded.
@@ -63,6 +70,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> PreTrainedModel:
             settings.model,
             trust_remote_code=settings.trust_remote_code,
             dtype=base_dtype(settings, device),
+            attn_implementation=None if attention == "auto" else attention,
         )
     return model.to(device).eval()
 

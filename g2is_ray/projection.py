@@ -8,9 +8,19 @@ products keep their expectation, at the cost of one pass over the gradient.
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import numpy as np
 import torch
+
+
+class Projection(Protocol):
+    """Adds gradients, parameter by parameter, to rows of `dimensions` numbers."""
+
+    dimensions: int
+
+    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
+        """Add the projection of parameter `name`'s gradients [b, …] to `out_bd`, in place."""
 
 
 class SparseProjection:

@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from g2is_ray import models
+from g2is_ray.batches import pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import SettingError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.gradients import pad
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class TunedModel:
         held = ExampleSet(workspace, "pool").take(rows, ["messages"])
         self._encoded = [encoder.encode(row["messages"]) for row in held]
         device = models.default_device()
-        base = models.load_base(plan.model, device)
+        base = models.load_base(plan.model, device, execution.attention)
         if device.type == "cuda":  # activations of long rows would not fit beside the weights
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
@@ -167,8 +167,8 @@ class _Collator:
         self._pad_id = tokenizer.pad_token_id or 0
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        ids, mask, labels = pad(examples, self._pad_id, torch.device("cpu"))
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        ids, labels = pad(examples, self._pad_id)
+        return {"input_ids": ids, "labels": labels}  # no mask: see `Batch`
 
 
 class _MetricsFile(TrainerCallback):
