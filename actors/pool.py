@@ -30,9 +30,10 @@ class WorkerPool:
     Invariants of `run`:
 
     1. An item is waiting, running on one actor, done, or set aside; never two of these.
-    2. An actor runs at most one item.
-    3. The loss of an actor or node returns its item to the waiting ones and is never
-       counted against the item; Ray restarts the actor.
+    2. An actor has at most `tasks_per_worker` items at a time, in threads of its own: with
+       two, it can read and write one while it computes the other.
+    3. The loss of an actor or node returns its items to the waiting ones and is never
+       counted against them; Ray restarts the actor.
     4. An item that raises is tried three times, then set aside; the rest goes on.
     5. An error that is the user's to mend (`G2isError`) ends the run at once: every other
        item would end the same way.
@@ -41,17 +42,26 @@ class WorkerPool:
     `process` must be idempotent: after a loss an item may already have been written.
     """
 
-    def __init__(self, actor_class: type, arguments: dict[str, Any], share: Share) -> None:
+    def __init__(
+        self,
+        actor_class: type,
+        arguments: dict[str, Any],
+        share: Share,
+        *,
+        tasks_per_worker: int = 1,
+    ) -> None:
         environment = {} if share.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
         self._actor_class: Any = ray.remote(actor_class)
         self._options = {
             "num_cpus": share.num_cpus,
             "num_gpus": share.num_gpus,
             "max_restarts": -1,
+            "max_concurrency": tasks_per_worker,
             "runtime_env": {"env_vars": environment},
         }
         self._arguments = arguments
         self._workers = share.workers
+        self._tasks_per_worker = tasks_per_worker
 
     def run(self, items: Sequence[Any], label: str) -> dict[Any, Receipt]:
         """Process every item; returns the receipts by item.
@@ -77,12 +87,12 @@ class WorkerPool:
                 ray.kill(actor, no_restart=True)
 
     def _dispatch(self, actors: list[Any], items: Sequence[Any], label: str) -> dict[Any, Receipt]:
-        waiting, idle = deque(items), deque(actors)
+        waiting, idle = deque(items), deque(actors * self._tasks_per_worker)
         running: dict[Any, tuple[Any, Any]] = {}  # task -> (item, actor)
         receipts: dict[Any, Receipt] = {}
         failures: Counter[Any] = Counter()
         aside: dict[Any, str] = {}
-        losses = 0
+        losses = 0.0
         progress = _Progress(label, len(items))
         while waiting or running:
             while waiting and idle:  # 1, 2
@@ -98,11 +108,11 @@ class WorkerPool:
                     raise WorkError(
                         f"{label}: workers cannot start: {_last_line(error)}"
                     ) from error
-                losses += 1
+                losses += 1 / self._tasks_per_worker  # each of its items says so
                 log.warning("%s: lost the worker of %s: %s", label, item, _first_line(error))
                 if losses > _LOSSES:
                     raise WorkError(
-                        f"{label}: {losses} workers were lost in a row, the last with "
+                        f"{label}: {losses:.0f} workers were lost in a row, the last with "
                         f"{_first_line(error)}; finished parts are kept"
                     ) from error
                 waiting.append(item)
@@ -117,7 +127,7 @@ class WorkerPool:
                 else:  # 4
                     aside[item] = _first_line(error.cause or error)
             else:
-                losses = 0
+                losses = 0.0
                 progress.step(len(receipts))
         if aside:
             named = "; ".join(f"{item}: {why}" for item, why in list(aside.items())[:5])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import tempfile
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 
 from g2is_ray import models
-from g2is_ray.chat import ChatEncoder
+from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, GradientSettings, ModelSettings, SeedSettings
+from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import gradient_files
 from g2is_ray.gradients import GradientComputer
@@ -51,6 +54,7 @@ class GradientWriter:
     ) -> None:
         self._workspace = workspace
         tokenizer = models.load_tokenizer(model)
+        self._computing = threading.Lock()
         self._encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
         peft_model, moments = load_warm_model(workspace, model, execution.attention)
         self._computer = GradientComputer(
@@ -66,22 +70,50 @@ class GradientWriter:
         )
 
     def write(self, one: GradientPart) -> dict[str, Any]:
-        """Write the gradients of one part; returns its receipt."""
-        began = time.monotonic()
-        rows = ExampleSet(self._workspace, one.examples).read(one.part, ["id", "messages"])
-        encoded = [self._encoder.encode(row["messages"]) for row in rows]
-        result = self._computer.compute(encoded, adjust=one.adjust)
+        """Write the gradients of one part; returns its receipt.
+
+        May be called by several threads: one computes, the others read and write meanwhile.
+
+        Raises:
+            InputError: more examples have no usable gradient than is put up with in the whole
+                set; the part is written all the same.
+        """
+        rows, encoded = self._read(one)
+        with self._computing:
+            began = time.monotonic()
+            result = self._computer.compute(encoded, adjust=one.adjust)
+            seconds = time.monotonic() - began
+        invalid = [
+            {"id": rows[i]["id"], "reason": why} for i, why in sorted(result.invalid.items())
+        ]
         facts = {
             "rows": len(rows),
             "tokens": sum(len(example.input_ids) for example in encoded),
-            "invalid": [
-                {"id": rows[i]["id"], "reason": why} for i, why in sorted(result.invalid.items())
-            ],
-            "seconds": round(time.monotonic() - began, 3),
+            "invalid": invalid,
+            "seconds": round(seconds, 3),
             "host": socket.gethostname(),
         }
         files = gradient_files(one.part, result.projected)
-        return self._workspace.commit(one.stage, part_name(one.part), files, facts)
+        receipt = self._workspace.commit(one.stage, part_name(one.part), files, facts)
+        refuse_invalid(one.stage, invalid, ExampleSet(self._workspace, one.examples).rows)
+        return receipt
+
+    def _read(self, one: GradientPart) -> tuple[list[dict[str, Any]], list[Encoded]]:
+        rows = ExampleSet(self._workspace, one.examples).read(one.part, ["id", "messages"])
+        return rows, [self._encoder.encode(row["messages"]) for row in rows]
+
+
+def refuse_invalid(stage: str, invalid: Sequence[Mapping[str, str]], rows: int) -> None:
+    """Refuse to go on if more than 1 % of the `rows` of a stage are known to be invalid.
+
+    Raises:
+        InputError: they are; says how many, and names the first.
+    """
+    if len(invalid) > MAX_INVALID * rows:
+        raise InputError(
+            f"{stage}: {len(invalid)} of {rows} examples have no usable gradient, more than "
+            f"{MAX_INVALID:.0%}; the first is {invalid[0]['id']}: {invalid[0]['reason']}"
+        )
 
 
 def load_warm_model(

@@ -7,9 +7,8 @@ from typing import Any
 
 from actors.gradient_worker import GradientWorker
 from g2is_ray.config import GradientSettings
-from g2is_ray.errors import WorkError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.gradient_writer import MAX_INVALID, GradientPart
+from g2is_ray.gradient_writer import GradientPart, refuse_invalid
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
 from jobs.session import Session
@@ -49,6 +48,7 @@ def gradients(session: Session) -> None:
         GradientWorker,
         arguments,
         session.execution.workers,
+        tasks_per_worker=2,  # one is read or written while the other is computed
     )
     for _, stage, _ in _stages(session):
         _finish(session, stage, [receipts[part] for part in parts if part.stage == stage])
@@ -65,11 +65,7 @@ def _finish(session: Session, stage: str, receipts: list[dict[str, Any]]) -> Non
     invalid = [one for receipt in receipts for one in receipt["invalid"]]
     for one in invalid[:10]:
         log.warning("%s: %s has no usable gradient: %s", stage, one["id"], one["reason"])
-    if len(invalid) > MAX_INVALID * rows:
-        raise WorkError(
-            f"{stage}: {len(invalid)} of {rows} examples have no usable gradient, more than "
-            f"{MAX_INVALID:.0%}; the first is {invalid[0]['id']}: {invalid[0]['reason']}"
-        )
+    refuse_invalid(stage, invalid, rows)
     facts = {
         "rows": rows,
         "parts": len(receipts),

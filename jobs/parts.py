@@ -25,6 +25,7 @@ def finish_parts(
     workers: int,
     *,
     gpus_help: bool = True,
+    tasks_per_worker: int = 1,
 ) -> dict[Item, dict[str, Any]]:
     """Do what is not done, and return the receipts of all items.
 
@@ -33,6 +34,7 @@ def finish_parts(
         label: heads the progress lines.
         workers: how many; 0 takes one per GPU.
         gpus_help: whether the work can use a GPU at all.
+        tasks_per_worker: see `WorkerPool`.
     """
     workspace = session.workspace
     receipts = {}
@@ -45,7 +47,8 @@ def finish_parts(
         log.info("%s: %d of %d parts to do", label, len(left), len(items))
         session.ray()
         share = share_of_cluster(session.execution, workers, gpus_help=gpus_help)
-        receipts.update(WorkerPool(actor_class, arguments, share).run(left, label))
+        pool = WorkerPool(actor_class, arguments, share, tasks_per_worker=tasks_per_worker)
+        receipts.update(pool.run(left, label))
     else:
         log.info("%s: already done", label)
     return receipts

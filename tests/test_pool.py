@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +25,22 @@ class Worker:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.lock, self.busy, self.met = threading.Lock(), 0, False
 
     def process(self, item: str) -> dict:
+        with self.lock:
+            self.busy += 1
+        try:
+            return self.obey(item)
+        finally:
+            with self.lock:
+                self.busy -= 1
+
+    def obey(self, item: str) -> dict:
+        if item.startswith("meets"):  # ends when two of its kind are here at once
+            while self.busy < 2 and not self.met:
+                time.sleep(0.01)
+            self.met = True
         calls = self.folder / item
         with calls.open("a") as file:
             file.write("x")
@@ -46,9 +62,10 @@ def _ray() -> Iterator[None]:
         yield
 
 
-def run(folder: Path, items: list[str], workers: int = 2) -> dict:
+def run(folder: Path, items: list[str], workers: int = 2, tasks_per_worker: int = 1) -> dict:
     share = Share(workers=workers, num_cpus=1, num_gpus=0)
-    return WorkerPool(Worker, {"folder": str(folder)}, share).run(items, "test")
+    pool = WorkerPool(Worker, {"folder": str(folder)}, share, tasks_per_worker=tasks_per_worker)
+    return pool.run(items, "test")
 
 
 def calls(folder: Path, item: str) -> int:
@@ -68,6 +85,17 @@ def test_a_killed_worker_costs_only_its_item_a_second_call(tmp_path: Path) -> No
     assert sorted(receipts) == ["a", "b", "c", "dies-once"]
     assert calls(tmp_path, "dies-once") == 2
     assert calls(tmp_path, "c") == 1
+
+
+def test_a_worker_may_have_two_items_at_a_time(tmp_path: Path) -> None:
+    receipts = run(tmp_path, ["meets-a", "meets-b"], workers=1, tasks_per_worker=2)
+    assert len({receipt["pid"] for receipt in receipts.values()}) == 1
+
+
+def test_a_killed_workers_two_items_are_both_done_again(tmp_path: Path) -> None:
+    items = ["a", "dies-once", "b", "c"]
+    assert sorted(run(tmp_path, items, workers=1, tasks_per_worker=2)) == sorted(items)
+    assert calls(tmp_path, "dies-once") == 2
 
 
 def test_an_item_that_fails_twice_is_done_the_third_time(tmp_path: Path) -> None:
