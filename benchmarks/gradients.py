@@ -207,6 +207,7 @@ def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientCompute
         token_budget="auto" if given.token_budget == "auto" else int(given.token_budget),
         lora_layers=given.lora_layers,
         checkpointing=given.gradient_checkpointing,
+        compiled=given.compile,
     )
 
 
@@ -304,6 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--lora-layers", default="all")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--token-budget", default="1024")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--loops", nargs="*", choices=["(a)", "(b)"], default=["(a)", "(b)"])

@@ -67,6 +67,7 @@ class GradientWriter:
             ),
             lora_layers=gradients.lora_layers,
             checkpointing=execution.gradient_checkpointing,
+            compiled=execution.compile,
         )
 
     def write(self, one: GradientPart) -> dict[str, Any]:

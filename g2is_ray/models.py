@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -65,14 +67,40 @@ def load_base(
     Raises:
         InputError: there is none of that name, or it cannot be loaded.
     """
+    dtype = base_dtype(settings, device)
+    quantization = _quantization(settings, dtype, device)
     with _explained(settings.model):
         model: Any = AutoModelForCausalLM.from_pretrained(
             settings.model,
             trust_remote_code=settings.trust_remote_code,
-            dtype=base_dtype(settings, device),
+            dtype=dtype,
             attn_implementation=None if attention == "auto" else attention,
+            **quantization,
         )
-    return model.to(device).eval()
+    return (model if quantization else model.to(device)).eval()
+
+
+def _quantization(
+    settings: ModelSettings, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """What transformers is told, where weights are to be quantized as they are loaded."""
+    if settings.quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingError(
+            f"quantization {settings.quantization} needs bitsandbytes, which is not installed "
+            "where the model is loaded; pip install bitsandbytes"
+        )
+    if settings.quantization == "8bit":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(  # QLoRA's: NormalFloat4, constants quantized too
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
 class _explained:  # noqa: N801  reads as a verb in `with`

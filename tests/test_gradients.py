@@ -13,10 +13,11 @@ from transformers import LlamaConfig
 
 from g2is_ray.batches import Batch, batches_by_length
 from g2is_ray.chat import Encoded
+from g2is_ray.config import LoraSettings, ModelSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.gradients import GradientComputer, adjusted, prepared
 from g2is_ray.loss import SupervisedLoss
-from g2is_ray.models import Moments, lora_parameters
+from g2is_ray.models import Moments, add_adapter, load_base, lora_parameters
 
 CPU = torch.device("cpu")
 
@@ -131,6 +132,34 @@ def test_batch_mates_and_their_order_do_not_matter(name: str) -> None:
     backward = together.compute(rows[::-1], adjust=False).projected[::-1]
     for i in range(len(rows)):
         assert relative_error(backward[i], alone[i]) < 1e-4
+
+
+@pytest.mark.slow
+def test_compiling_does_not_matter() -> None:
+    rows, modules, moments = examples(3), ["q_proj", "v_proj"], {}
+    for name, p in lora_parameters(adapter(target_modules=modules)).items():
+        moments[name] = torch.full(p.shape, 0.1), torch.full(p.shape, 0.01)
+    plain = computer(adapter(target_modules=modules), moments).compute(rows, adjust=True)
+    compiled = computer(adapter(target_modules=modules), moments, compiled=True)
+    found = compiled.compute(rows, adjust=True)
+    np.testing.assert_allclose(found.projected, plain.projected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "cosine"), [("8bit", 0.99), ("4bit", 0.9)])
+def test_quantized_base_weights_give_nearly_the_same_gradients(
+    bits: str, cosine: float, tiny_model: str
+) -> None:
+    found = []
+    for quantization in ("none", bits):
+        base = load_base(ModelSettings(model=tiny_model, quantization=quantization), CPU)
+        model = add_adapter(base, LoraSettings(lora_r=4), seed=0).eval()
+        torch.manual_seed(1)
+        for parameter in lora_parameters(model).values():
+            torch.nn.init.normal_(parameter, std=0.02)
+        found.append(computer(model).compute(examples(4), adjust=False).projected)
+    for full, quantized in zip(*found, strict=True):
+        assert full @ quantized > cosine * np.linalg.norm(full) * np.linalg.norm(quantized)
+        assert not np.allclose(full, quantized, rtol=1e-3)  # it was quantized
 
 
 def test_dropout_is_off() -> None:

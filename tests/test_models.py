@@ -182,6 +182,18 @@ def test_the_number_type_follows_setting_and_device(setting, device, wanted):
     assert base_dtype(settings, torch.device(device)) == wanted
 
 
+def test_quantization_without_bitsandbytes_is_refused_with_what_to_install(tiny_model, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match=r"^quantization 4bit .* pip install bitsandbytes"):
+        load_base(ModelSettings(model=tiny_model, quantization="4bit"), CPU)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_attention_kernel_is_the_one_asked_for(attention, tiny_model):
+    model = load_base(ModelSettings(model=tiny_model), CPU, attention)
+    assert model.config._attn_implementation == attention
+
+
 def test_the_base_has_the_number_type_asked_for(tiny_model):
     model = load_base(ModelSettings(model=tiny_model, dtype="bfloat16"), CPU)
     assert model.dtype == torch.bfloat16
