@@ -41,6 +41,8 @@ def train(
         WorkError: the workers failed too often.
     """
     run_name = stage.replace("/", "-").replace("@", "-vs-")
+    if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
+        workspace.remove(f"{_CHECKPOINTS}/{run_name}")
     trainer = TorchTrainer(
         _train_on_worker,  # type: ignore[arg-type]  # Ray hands its result on
         train_loop_config={
