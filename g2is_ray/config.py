@@ -9,6 +9,7 @@ value dies at start. A YAML file and the flags use the same names
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -94,6 +95,9 @@ class WarmupSettings:
     """Highest learning rate of the warm-up (linear schedule)."""
     warmup_batch_size: Annotated[int, Field(ge=0)] = 0
     """Rows per optimizer step; 0 means 128, or a tenth of the rows if they are fewer than 1,280."""
+    checkpoints: Count = 1
+    """Adapters of the warm-up, evenly spaced, that gradients are taken at, weighted by learning
+    rate as LESS does; each costs a whole pass over the pool."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -188,6 +192,11 @@ class TrainingPlan:
     schedule: Literal["linear", "cosine"]
     max_tokens: int
     seed: int
+    checkpoints: int = 0  # adapters to keep with AdamW's moments; 0: the last one, without
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole training."""
+        return math.ceil(rows / self.batch_size) * self.epochs
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load as load_tensors
-
-from g2is_ray import models
+from g2is_ray import checkpoints, models
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ExecutionSettings, GradientSettings, ModelSettings, SeedSettings
 from g2is_ray.examples import ExampleSet
@@ -53,7 +49,9 @@ class GradientWriter:
         self._token_budget = models.token_budget(execution)
         tokenizer = models.load_tokenizer(model)
         self._encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
-        peft_model, moments = load_warm_model(workspace, model)
+        peft_model = checkpoints.load_model(workspace, model)
+        last = len(checkpoints.weights(workspace))
+        moments = checkpoints.load_weights(workspace, peft_model, last)
         self._computer = GradientComputer(
             peft_model,
             SparseProjection(gradients.projection_dim, seed.seed).add,
@@ -79,13 +77,3 @@ class GradientWriter:
         }
         files = gradient_files(one.part, result.projected)
         return self._workspace.commit(one.stage, part_name(one.part), files, facts)
-
-
-def load_warm_model(workspace: Workspace, model: ModelSettings) -> tuple[Any, models.Moments]:
-    """The model with the warm-up's adapter, and AdamW's moments after it."""
-    base = models.load_base(model, models.default_device())
-    with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as scratch:
-        folder = workspace.download("warmup/adapter", Path(scratch))
-        peft_model = models.load_adapter(base, folder)
-    flat = load_tensors(workspace.read_bytes("warmup/moments.safetensors"))
-    return peft_model, models.moments_from_tensors(flat, peft_model)
