@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -70,6 +71,18 @@ def load_base(settings: ModelSettings, device: torch.device) -> PreTrainedModel:
             dtype=base_dtype(settings, device),
         )
     return model.to(device).eval()
+
+
+def load_skeleton(settings: ModelSettings) -> PreTrainedModel:
+    """The base model's modules without their weights, on the meta device: costs no memory.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be loaded.
+    """
+    code = settings.trust_remote_code
+    with _explained(settings.model), torch.device("meta"):
+        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=code)
 
 
 class _explained:  # noqa: N801  reads as a verb in `with`
