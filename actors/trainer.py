@@ -29,8 +29,6 @@ def train(
     rows: Sequence[int],
     execution: ExecutionSettings,
     share: Share,
-    *,
-    with_moments: bool = False,
 ) -> dict[str, Any]:
     """Train an adapter on pool rows and write it as `stage`; returns the stage's receipt.
 
@@ -41,6 +39,8 @@ def train(
         WorkError: the workers failed too often.
     """
     run_name = stage.replace("/", "-").replace("@", "-vs-")
+    if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
+        workspace.remove(f"{_CHECKPOINTS}/{run_name}")
     trainer = TorchTrainer(
         _train_on_worker,  # type: ignore[arg-type]  # Ray hands its result on
         train_loop_config={
@@ -49,7 +49,6 @@ def train(
             "plan": plan,
             "rows": [int(row) for row in rows],
             "execution": execution,
-            "with_moments": with_moments,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=share.workers,
@@ -121,5 +120,5 @@ def _train_on_worker(config: dict[str, Any]) -> str:
                     )
                 )
         if ray.train.get_context().get_world_rank() == 0:
-            tuned.save(with_moments=config["with_moments"])
+            tuned.save()
     return ""

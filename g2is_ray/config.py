@@ -9,6 +9,7 @@ value dies at start. A YAML file and the flags use the same names
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -97,10 +98,20 @@ class WarmupSettings:
     """Highest learning rate of the warm-up (linear schedule)."""
     warmup_batch_size: Annotated[int, Field(ge=0)] = 0
     """Rows per optimizer step; 0 means 128, or a tenth of the rows if they are fewer than 1,280."""
+    checkpoints: Count = 1
+    """Adapters of the warm-up, evenly spaced, that gradients are taken at, weighted by learning
+    rate as LESS does; each costs a whole pass over the pool."""
+    warmup_from: tuple[str, ...] = ()
+    """Local checkpoint folders of a Hugging Face Trainer, in order of training, to take instead of
+    warming up; each with adapter_config.json, adapter_model.safetensors and optimizer.pt. Gradients
+    are of those adapters' rank, alpha and modules; the lora_* settings then shape tuning only."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class GradientSettings:
+    projection: Literal["sparse", "rademacher", "none"] = "sparse"
+    """sparse: one pass over the gradient. rademacher: dense signs, the same spread of errors for
+    projection_dim times the work. none: every LoRA number of a row is kept, 2 bytes each."""
     projection_dim: Annotated[int, Field(ge=2)] = 8192
     """Dimensions that gradients are projected to; disk is 2 bytes x this per row."""
     lora_layers: Annotated[str, Field(pattern=r"^(all|last:[1-9]\d*)$")] = "all"
@@ -201,6 +212,11 @@ class TrainingPlan:
     schedule: Literal["linear", "cosine"]
     max_tokens: int
     seed: int
+    checkpoints: int = 0  # adapters to keep with AdamW's moments; 0: the last one, without
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole training."""
+        return math.ceil(rows / self.batch_size) * self.epochs
 
 
 PRESETS: dict[str, dict[str, Any]] = {

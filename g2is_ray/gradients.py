@@ -158,9 +158,15 @@ class GradientComputer:
         """Padded tokens of a batch, as given or as found so far."""
         return self._budget.tokens
 
-    def use(self, moments: Moments | None) -> None:
-        """Adjust with these moments from now on."""
+    @property
+    def dimensions(self) -> int:
+        """Of a row."""
+        return self._projection.dimensions
+
+    def use(self, moments: Moments | None, prefix: str = "") -> None:
+        """Adjust with these moments from now on, and project with names that begin so."""
         self._moments = prepared(moments, self._device) if moments else None
+        self._prefix = prefix
 
     def compute(self, examples: Sequence[Encoded], *, adjust: bool) -> GradientRows:
         """Gradients of the mean supervised-token loss of each example, in their order.
@@ -293,7 +299,7 @@ class GradientComputer:
             with record_function("g2is.adjust"):
                 gradient_boi = self._adjusted(gradient_boi, self._moments[name])
         with record_function("g2is.project"):
-            self._projection.add(self._out_bd, name, gradient_boi)
+            self._projection.add(self._out_bd, self._prefix + name, gradient_boi)
 
 
 def _is_supervised(one: Encoded) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -21,6 +25,8 @@ from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
 from g2is_ray.errors import InputError, SettingError
 
 disable_progress_bar()  # for weights: a bar per worker tells nothing
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def default_device() -> torch.device:
@@ -103,6 +109,18 @@ def _quantization(
     return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
+def load_skeleton(settings: ModelSettings) -> PreTrainedModel:
+    """The base model's modules without their weights, on the meta device: costs no memory.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be loaded.
+    """
+    code = settings.trust_remote_code
+    with _explained(settings.model), torch.device("meta"):
+        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+
+
 class _explained:  # noqa: N801  reads as a verb in `with`
     """Turn what transformers raises for an unusable model into one sentence."""
 
@@ -167,6 +185,37 @@ def _require_modules(model: PreTrainedModel, targets: list[str]) -> None:
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """Put the saved adapter in `folder` on `model`, in evaluation mode."""
     return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def put_weights(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give the adapter of `model` the weights of an adapter's file.
+
+    Raises:
+        InputError: one is missing, has no place in the model, or is of another shape; names it.
+    """
+    on_meta = next(model.parameters()).is_meta
+    try:
+        result: Any = set_peft_model_state_dict(model, dict(tensors), low_cpu_mem_usage=on_meta)
+    except RuntimeError as error:  # of shape; torch gives a headline, then a line for each
+        reason = str(error).splitlines()[1].strip().replace("torch.Size", "")
+        raise InputError(f"the adapter's weights do not fit the model: {reason}") from None
+    for name in result.unexpected_keys:
+        raise InputError(f"the adapter's weight {parameter_name(name)} has no place in the model")
+    for name in result.missing_keys:  # the base model's own are among them
+        if ".lora_" in name:
+            raise InputError(f"the adapter's weights lack {parameter_name(name)}")
+
+
+def adapter_files(model: PeftModel) -> dict[str, bytes]:
+    """The adapter as PEFT saves it: content by file name, the same in every process."""
+    with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as folder:
+        model.save_pretrained(folder)
+        files = {name: (Path(folder) / name).read_bytes() for name in ADAPTER_FILES}
+    config = json.loads(files["adapter_config.json"])
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()  # PEFT holds a set, whose order is a process's own
+    files["adapter_config.json"] = json.dumps(config, indent=2, sort_keys=True).encode()
+    return files
 
 
 def parameter_name(name: str) -> str:

@@ -10,14 +10,13 @@ import json
 import logging
 import math
 import os
-import tempfile
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_tensors
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -25,9 +24,10 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    get_scheduler,
 )
 
-from g2is_ray import models
+from g2is_ray import checkpoints, models
 from g2is_ray.batches import pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, TrainingPlan
@@ -39,11 +39,6 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINTS = 5  # checkpoints of a training, evenly spaced; a fault costs at most one gap
 _LOG_LINES = 50
-
-
-def steps_of(rows: int, plan: TrainingPlan) -> int:
-    """Optimizer steps of the whole training."""
-    return math.ceil(rows / plan.batch_size) * plan.epochs
 
 
 class TunedModel:
@@ -86,31 +81,43 @@ class TunedModel:
             data_collator=_Collator(tokenizer),
             callbacks=[_MetricsFile(workspace, stage)],
         )
+        if plan.checkpoints:
+            callback = _EarlierCheckpoints(workspace, stage, plan.checkpoints, self.checkpoint)
+            self.trainer.add_callback(callback)
 
-    def save(self, *, with_moments: bool) -> dict[str, Any]:
-        """Write the adapter, and AdamW's moments if asked for, with the stage's receipt."""
-        trainer = self.trainer
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        files = {}
-        with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as folder:
-            model.save_pretrained(folder)
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                files[f"adapter/{name}"] = (Path(folder) / name).read_bytes()
-        if with_moments:
-            assert trainer.optimizer is not None
-            flat = models.moments_to_tensors(models.moments_of(model, trainer.optimizer))
-            files["moments.safetensors"] = save_tensors(flat)
-        files["metrics.jsonl"] = _metrics(trainer.state)
+    def checkpoint(self, number: int) -> dict[str, bytes]:
+        """Files of checkpoint `number`, with adapter and moments as they are now."""
+        assert self.trainer.optimizer is not None
+        moments = models.moments_of(self._model(), self.trainer.optimizer)
+        return checkpoints.files(number, models.adapter_files(self._model()), moments)
+
+    def save(self) -> dict[str, Any]:
+        """Write the adapter, or the checkpoints that the plan asks for, and the receipt."""
+        state, count = self.trainer.state, self._plan.checkpoints
         supervised = sum(one.supervised_tokens for one in self._encoded)
-        facts = {
+        facts: dict[str, Any] = {
             "rows": len(self._encoded),
-            "steps": trainer.state.global_step,
+            "steps": state.global_step,
             "train_tokens": supervised * self._plan.epochs,
             "seed": self._plan.seed,
-            "train_loss": _last_loss(trainer.state),
-            "seconds": round(time.monotonic() - self._began, 3),
+            "train_loss": _last_loss(state),
         }
+        if count:
+            earlier = [name for k in range(1, count) for name in checkpoints.file_names(k)]
+            files = {f: self._workspace.read_bytes(f"{self._stage}/{f}") for f in earlier}
+            files |= self.checkpoint(count)
+            facts["learning_rates"] = mean_learning_rates(
+                self.trainer.args, checkpoints.ends(state.max_steps, count)
+            )
+        else:
+            held = models.adapter_files(self._model())
+            files = {f"adapter/{name}": data for name, data in held.items()}
+        files["metrics.jsonl"] = _metrics(state)
+        facts["seconds"] = round(time.monotonic() - self._began, 3)
         return self._workspace.commit(self._stage, STAGE_RECEIPT, files, facts)
+
+    def _model(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
 
 def _prepare_trackers(names: Sequence[str], tensorboard: str) -> None:
@@ -132,7 +139,7 @@ def _arguments(
     world_size: int,
     stage: str,
 ) -> TrainingArguments:
-    steps = steps_of(rows, plan)
+    steps = plan.steps(rows)
     share = max(1, plan.batch_size // world_size)
     micro = max(n for n in range(1, min(share, execution.micro_batch_size) + 1) if share % n == 0)
     on_gpu = torch.cuda.is_available()
@@ -169,6 +176,60 @@ class _Collator:
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         ids, labels = pad(examples, self._pad_id)
         return {"input_ids": ids, "labels": labels}  # no mask: see `Batch`
+
+
+def mean_learning_rates(arguments: TrainingArguments, ends: Sequence[int]) -> list[float]:
+    """Mean learning rate of the steps up to each of `ends`, since the one before it.
+
+    From the schedule itself, stepped as Trainer does, so that a resumed training has all of it.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(ends[-1]),
+        num_training_steps=ends[-1],
+    )
+    rates = []
+    for _ in range(ends[-1]):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    starts = [0, *ends[:-1]]
+    return [statistics.fmean(rates[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+class _EarlierCheckpoints(TrainerCallback):
+    """Writes all checkpoints but the last as training reaches them.
+
+    At a step's end, hence before Trainer saves its own state of that step: a training that is
+    resumed from there finds them written, or comes to their step again.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        stage: str,
+        count: int,
+        checkpoint: Callable[[int], dict[str, bytes]],
+    ) -> None:
+        self._workspace, self._stage = workspace, stage
+        self._count, self._checkpoint = count, checkpoint
+        self._numbers: dict[int, int] = {}  # by step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        steps = checkpoints.ends(state.max_steps, self._count)[:-1]
+        self._numbers = {step: number for number, step in enumerate(steps, start=1)}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        number = self._numbers.get(state.global_step)
+        if number and state.is_world_process_zero:
+            for name, data in self._checkpoint(number).items():
+                self._workspace.write_bytes(f"{self._stage}/{name}", data)
 
 
 class _MetricsFile(TrainerCallback):

@@ -288,8 +288,10 @@ class Workspace:
 
     def _compare(self, stage: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
         remedy = f"use another workspace, or remove {self.location(stage)} to make it anew"
-        for name in sorted(earlier["settings"].keys() | now["settings"].keys()):
-            was, wanted = earlier["settings"].get(name), now["settings"].get(name)
+        before, after = earlier["settings"], now["settings"]
+        both = before.keys() & after.keys()  # first, because a difference there says more
+        for name in (*sorted(both), *sorted(before.keys() ^ after.keys())):
+            was, wanted = before.get(name), after.get(name)
             if was != wanted:
                 raise WorkspaceError(
                     f"{stage} was made with {name} {_short(was)}, now it is {_short(wanted)}: "

@@ -15,7 +15,7 @@ from jobs.report import report
 from jobs.selection import select_rows
 from jobs.session import Session
 from jobs.tune import tune
-from jobs.warmup import warm_up
+from jobs.warmup import check_folders, warm_up
 
 STAGES = (ingest, warm_up, gradients, graph, select_rows, tune, evaluate, report)
 """In the order of work. Each does nothing when its work is done."""
@@ -24,6 +24,7 @@ STAGES = (ingest, warm_up, gradients, graph, select_rows, tune, evaluate, report
 def run(session: Session) -> None:
     """Do every stage that is not done."""
     require_faiss()
+    check_folders(session)
     for stage in STAGES:
         stage(session)
         if stage is ingest:

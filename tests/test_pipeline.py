@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+
+from g2is_ray.checkpoints import file_names
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "examples" / "data"
@@ -33,6 +36,7 @@ warmup_fraction: 0.2
 warmup_epochs: 3
 warmup_batch_size: 2
 warmup_learning_rate: 1.0e-3
+checkpoints: 2
 tune_batch_size: 2
 exact_match_rows: 2
 max_new_tokens: 4
@@ -205,7 +209,7 @@ def there(path: str) -> Callable[[Path], bool]:
 
 KILLS = {
     "ingest": there("pool/part-00000.json"),
-    "warmup": there("warmup/metrics.jsonl"),
+    "warmup": there("warmup/checkpoint-1/moments.safetensors"),
     "gradients": there("gradients/part-00000.json"),
     "graph": there("graph/centered/part-00000.json"),
     "select": begun("selections/gsm8k"),
@@ -232,5 +236,23 @@ def test_killed_in_every_stage_it_ends_with_the_same_selection(
     for variant in ("gsm8k", "gsm8k@random", "gsm8k@paper"):
         selection = f"selections/{variant}/selection.jsonl"
         assert (workspace / selection).read_bytes() == (finished / selection).read_bytes()
-    for file in ("gradients/part-00002.npy", "warmup/moments.safetensors"):
+    warmed = [f"warmup/{name}" for number in (1, 2) for name in file_names(number)]
+    for file in ("gradients/part-00002.npy", *warmed):
         assert (workspace / file).read_bytes() == (finished / file).read_bytes()
+
+
+def test_a_warm_up_that_was_removed_by_hand_begins_anew(inputs: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    g2is = [sys.executable, "-m", "jobs.cli"]
+    run([*g2is, "ingest", *command(inputs, workspace)[4:]])
+    warm_up = [*g2is, "warmup", "--config", str(inputs / "run.yaml"), "--workspace", str(workspace)]
+    driver = subprocess.Popen(warm_up, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    while driver.poll() is None and not there("warmup/checkpoint-1/moments.safetensors")(workspace):
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGINT)  # ends its workers too, unlike SIGKILL
+    driver.wait()
+    assert [file for file in (workspace / "checkpoints").rglob("*") if file.is_file()]
+    shutil.rmtree(workspace / "warmup")
+    run([*warm_up, "--warmup-learning-rate", "0.005"])
+    rates = [e.get("learning_rate", 0) for e in lines(workspace / "warmup/metrics.jsonl")]
+    assert rates[1] == 0.005  # of the second step, the schedule's highest
