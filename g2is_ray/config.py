@@ -100,6 +100,9 @@ class WarmupSettings:
 class GradientSettings:
     projection_dim: Annotated[int, Field(ge=2)] = 8192
     """Dimensions that gradients are projected to; disk is 2 bytes x this per row."""
+    projection: Literal["sparse", "rademacher", "none"] = "sparse"
+    """sparse: one pass over the gradient. rademacher: dense signs, the same spread of errors for
+    projection_dim times the work. none: every LoRA number of a row is kept, 2 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -1,30 +1,33 @@
-"""Random projection of gradients to a few thousand dimensions.
+"""Random projections of gradients to a few thousand dimensions, with inner products kept.
 
-A sparse sign projection (CountSketch; Charikar, Chen and Farach-Colton 2002): each
-coordinate of the gradient is added, with a random sign, to one random dimension. Inner
-products keep their expectation, at the cost of one pass over the gradient.
+Sparse (CountSketch; Charikar, Chen and Farach-Colton 2002, used on features by Weinberger
+et al. 2009): each coordinate is added, with a random sign, to one random dimension. Dense
+(Rademacher): each coordinate is added to every dimension, with random signs. Both keep
+<a, b> on average, and the variance over seeds is the same for both,
+
+    (|a|²|b|² + <a, b>² - 2 Σ a_i² b_i²) / dimensions,
+
+at one operation per coordinate for the sparse one and `dimensions` for the dense one.
+
+Each is keyed by seed and parameter name with integer arithmetic, so a row is the same on
+every host and device, in any batch and in any order of modules, up to the rounding of sums.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 
-class SparseProjection:
-    """Projects named gradients of any shape into the same `dimensions`.
+class Projection(Protocol):
+    """Adds up the projections of an example's gradients, parameter by parameter."""
 
-    Keyed by seed and parameter name through Philox, whose raw stream NumPy keeps stable,
-    so the projection is the same on every host and device and in any order of modules.
-    Memory is 5 bytes per coordinate of the adapter.
-    """
-
-    def __init__(self, dimensions: int, seed: int) -> None:
-        self.dimensions = dimensions
-        self._seed = seed
-        self._tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    dimensions: int
 
     def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
         """Add the projection of parameter `name`'s gradients to `out_bd`.
@@ -34,17 +37,148 @@ class SparseProjection:
             name: the parameter's name.
             gradient: float32 [b, …], one gradient per example.
         """
+
+
+def make_projection(
+    kind: Literal["sparse", "rademacher", "none"],
+    dimensions: int,
+    seed: int,
+    sizes: Mapping[str, int],
+) -> Projection:
+    """The projection of that kind; `sizes`, numbers by parameter name, are for `none`."""
+    if kind == "none":
+        return Unprojected(sizes)
+    if kind == "rademacher":
+        return RademacherProjection(dimensions, seed)
+    return SparseProjection(dimensions, seed)
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+
+
+class SparseProjection:
+    """One random sign in one random dimension for each coordinate.
+
+    Tables come from Philox, whose raw stream NumPy keeps stable. Memory is 5 bytes per
+    coordinate of the adapter.
+    """
+
+    def __init__(self, dimensions: int, seed: int) -> None:
+        self.dimensions = dimensions
+        self._seed = seed
+        self._tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
+        """See `Projection.add`."""
         flat = gradient.reshape(len(gradient), -1)
         buckets, signs = self._table(name, flat.shape[1], flat.device)
-        out_bd.index_add_(1, buckets, flat * signs)
+        # On a CPU, int32 indices take 5 to 17 times as long, conversion included.
+        out_bd.index_add_(1, buckets.long(), flat * signs)
 
     def _table(
         self, name: str, size: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if name not in self._tables:
-            key = hashlib.sha256(f"{self._seed}\0{name}".encode()).digest()
-            bits = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(size)
+            key = int.from_bytes(_digest(self._seed, name)[:16], "little")
+            bits = np.random.Philox(key=key).random_raw(size)
             buckets = torch.from_numpy(((bits >> 1) % self.dimensions).astype(np.int32))
             signs = torch.from_numpy(((bits & 1) * 2).astype(np.int8) - 1)
             self._tables[name] = buckets.to(device), signs.to(device)
         return self._tables[name]
+
+
+class RademacherProjection:
+    """A random sign in every dimension for each coordinate, over sqrt(dimensions).
+
+    Signs are made on the gradient's device each time they are needed, in blocks of
+    coordinates, and dropped: with w = ceil(dimensions / 64), coordinate i has the bits of
+    the outputs i·w to i·w + w - 1 of SplitMix64, lowest bit first. Making them takes as long
+    for one example as for a batch.
+
+    Args:
+        block_bytes: memory of a block, what it takes to make it included; 0 means 8 MiB on a
+            CPU, where it stays in the cache, and 128 MiB elsewhere. One coordinate at least.
+    """
+
+    def __init__(self, dimensions: int, seed: int, *, block_bytes: int = 0) -> None:
+        self.dimensions = dimensions
+        self._seed = seed
+        self._block_bytes = block_bytes
+        self._words = -(-dimensions // 64)
+
+    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
+        """See `Projection.add`."""
+        flat = gradient.reshape(len(gradient), -1)
+        key = int.from_bytes(_digest(self._seed, name)[:8], "little")
+        block = self._block_coordinates(flat.device)
+        for start in range(0, flat.shape[1], block):
+            stop = min(start + block, flat.shape[1])
+            out_bd.addmm_(  # no name for the signs: it would keep two blocks in memory
+                flat[:, start:stop],
+                self._signs(key, start, stop, flat.device),
+                alpha=self.dimensions**-0.5,
+            )
+
+    def _block_coordinates(self, device: torch.device) -> int:
+        bound = self._block_bytes or (8 if device.type == "cpu" else 128) * 2**20
+        # A sign takes 4 bytes, 2 more while it is made, and the product has buffers of its own.
+        return max(1, bound // (self._words * 64 * 8))
+
+    def _signs(self, key: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
+        """Signs of the coordinates [start, stop), float32 [stop - start, dimensions]."""
+        words = splitmix64(key, start * self._words, stop * self._words, device)
+        octets = (words[:, None] >> torch.arange(0, 64, 8, device=device)) & 0xFF
+        signs = torch.nn.functional.embedding(octets, _signs_of_octets(device))
+        return signs.view(stop - start, -1)[:, : self.dimensions]
+
+
+def splitmix64(key: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
+    """Outputs [start, stop) of SplitMix64 from state `key`, as int64 [stop - start].
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014): a
+    counter times an odd constant, then a mixing function. Sums and products wrap around
+    modulo 2^64 in int64 as in uint64.
+    """
+    z = torch.arange(start + 1, stop + 1, device=device) * _int64(0x9E3779B97F4A7C15)
+    z += _int64(key)
+    z = (z ^ _shift_right(z, 30)) * _int64(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _int64(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(words: torch.Tensor, by: int) -> torch.Tensor:
+    """Shift with zeros coming in, as for uint64; torch's copies the int64's sign."""
+    return (words >> by) & ((1 << (64 - by)) - 1)
+
+
+def _int64(word: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return word - (word >> 63 << 64)
+
+
+@cache
+def _signs_of_octets(device: torch.device) -> torch.Tensor:
+    """The signs that the bits of each byte stand for, lowest first, float32 [256, 8]."""
+    octets = torch.arange(256, device=device)[:, None]
+    bits = (octets >> torch.arange(8, device=device)) & 1
+    return bits.float() * 2 - 1
+
+
+class Unprojected:
+    """Every coordinate as it is, parameters in order of their names.
+
+    Args:
+        sizes: numbers in each parameter, by name.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.slices: dict[str, slice] = {}
+        self.dimensions = 0
+        for name in sorted(sizes):
+            self.slices[name] = slice(self.dimensions, self.dimensions + sizes[name])
+            self.dimensions += sizes[name]
+
+    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
+        """See `Projection.add`."""
+        out_bd[:, self.slices[name]] += gradient.reshape(len(gradient), -1)
