@@ -22,7 +22,6 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -30,15 +29,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
+from workload import pool_rows, put_adapter
 
 from g2is_ray import models
 from g2is_ray.batches import pad
-from g2is_ray.chat import ChatEncoder, Encoded
+from g2is_ray.chat import Encoded
 from g2is_ray.config import LoraSettings, ModelSettings
 from g2is_ray.gradients import GradientComputer, adjusted, prepared
 from g2is_ray.models import Moments
 from g2is_ray.projection import SparseProjection
-from g2is_ray.reading import Example, read_examples
 
 DIMENSIONS = 8192
 SHAPES = {
@@ -63,7 +62,11 @@ class Workload:
         settings = ModelSettings(model=given.model or given.shape, dtype=given.dtype)
         self.dtype = models.base_dtype(settings, self.device)
         self.model = self._model(given, settings)
-        self.rows = _random_rows(given) if given.tokens else _real_rows(given, settings)
+        self.rows = (
+            _random_rows(given)
+            if given.tokens
+            else pool_rows(settings, given.pool, given.rows, given.max_tokens)
+        )
         self.tokens = sum(len(row.input_ids) for row in self.rows)
 
     def _model(self, given: argparse.Namespace, settings: ModelSettings) -> Any:
@@ -72,10 +75,7 @@ class Workload:
         else:
             base = models.load_base(settings, self.device, given.attention)
         lora = LoraSettings(lora_r=given.lora_r, lora_targets=tuple(given.lora_targets))
-        model = models.add_adapter(base, lora, seed=0).eval()
-        for parameter in models.lora_parameters(model).values():
-            torch.nn.init.normal_(parameter, std=0.02)
-        return model
+        return put_adapter(base, lora)
 
     def moments(self) -> Moments:
         return {
@@ -105,14 +105,6 @@ def _random_rows(given: argparse.Namespace) -> list[Encoded]:
         labels = [-100] * (given.tokens // 2) + ids[given.tokens // 2 :]
         rows.append(Encoded(input_ids=ids, labels=labels, tokens_before_truncation=given.tokens))
     return rows
-
-
-def _real_rows(given: argparse.Namespace, settings: ModelSettings) -> list[Encoded]:
-    """Every k-th row of the pool, as many as asked for."""
-    encoder = ChatEncoder(models.load_tokenizer(settings), max_tokens=given.max_tokens)
-    held = [one for one in read_examples([given.pool]) if isinstance(one, Example)]
-    chosen = islice(held, 0, None, max(1, len(held) // given.rows))
-    return [encoder.encode(one.messages) for one in islice(chosen, given.rows)]
 
 
 class LessLoop:
