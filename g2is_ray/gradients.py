@@ -143,8 +143,10 @@ class GradientComputer:
         self._loss = SupervisedLoss(model)
         self._start = torch.zeros((), device=self._device, requires_grad=True)
         self._names = []
+        base_dtype = model.get_input_embeddings().weight.dtype
         for name, module in gradient_linears(model, lora_layers).items():
             self._names.append(name)
+            module.to(base_dtype)  # PEFT keeps adapters in float32, whose products are slow
             module.register_forward_hook(self._hook(name))
         # Of the batch being computed:
         self._out_bd = self._largest_b = torch.empty(0)
