@@ -149,6 +149,7 @@ def test_compiling_does_not_matter() -> None:
 def test_quantized_base_weights_give_nearly_the_same_gradients(
     bits: str, cosine: float, tiny_model: str
 ) -> None:
+    pytest.importorskip("bitsandbytes")
     found = []
     for quantization in ("none", bits):
         base = load_base(ModelSettings(model=tiny_model, quantization=quantization), CPU)
