@@ -12,6 +12,7 @@ backward pass goes no deeper than the lowest tap.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from g2is_ray.chat import Encoded
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.loss import SupervisedLoss
 from g2is_ray.models import Moments, lora_parameters, parameter_name
-from g2is_ray.projection import Projection
+from g2is_ray.projection import Projection, SparseProjection
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's, as LESS uses them
 
@@ -106,7 +107,8 @@ class GradientComputer:
         lora_layers: as in `GradientSettings`.
         checkpointing: recompute activations on the way back instead of keeping them: about
             a third slower, and memory for one layer's activations instead of all.
-        compiled: torch.compile what carries no adapter, and the adjusting.
+        compiled: torch.compile what carries no adapter, and the adjusting; on a GPU a Triton
+            kernel adjusts and projects, if the projection is sparse.
 
     Raises:
         SettingError: the adapter has parameters that no LoRA linear explains (DoRA, biases,
@@ -136,10 +138,11 @@ class GradientComputer:
             parameter.requires_grad_(False)
         if checkpointing:
             _checkpoint_layers(model)
-        self._adjusted = adjusted
+        self._adjusted, self._fused = adjusted, None
         if compiled:
             _compile_layers(model)
             self._adjusted = torch.compile(adjusted, dynamic=True)
+            self._fused = _fused(projection, self._device)
         self._loss = SupervisedLoss(model)
         self._start = torch.zeros((), device=self._device, requires_grad=True)
         self._names = []
@@ -298,8 +301,13 @@ class GradientComputer:
         largest_b = torch.linalg.vector_norm(gradient_boi, ord=torch.inf, dim=(1, 2))
         torch.maximum(self._largest_b, largest_b, out=self._largest_b)
         if self._adjust and self._moments is not None:
+            moments = self._moments[name]
+            if self._fused:
+                with record_function("g2is.project"):
+                    self._fused(self._out_bd, self._prefix + name, gradient_boi, moments)
+                return
             with record_function("g2is.adjust"):
-                gradient_boi = self._adjusted(gradient_boi, self._moments[name])
+                gradient_boi = self._adjusted(gradient_boi, moments)
         with record_function("g2is.project"):
             self._projection.add(self._out_bd, self._prefix + name, gradient_boi)
 
@@ -364,6 +372,26 @@ def _compile_layers(model: PeftModel) -> None:
             for part in layer.children():
                 if not any("lora_" in name for name, _ in part.named_parameters()):
                     part.compile(dynamic=True)
+
+
+def _fused(projection: Projection, device: torch.device) -> Callable[..., None] | None:
+    """Adjusting and projecting in one pass, where that can be done."""
+    if not isinstance(projection, SparseProjection) or device.type != "cuda":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from g2is_ray.kernels import adjust_and_project
+
+    def add(
+        out_bd: torch.Tensor,
+        name: str,
+        gradient_boi: torch.Tensor,
+        moments: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        table = projection.table(name, gradient_boi[0].numel(), device)
+        adjust_and_project(out_bd, gradient_boi, moments, table, (BETA1, BETA2))
+
+    return add
 
 
 def gradient_linears(model: PeftModel, lora_layers: str = "all") -> dict[str, torch.nn.Linear]:

@@ -72,13 +72,14 @@ class SparseProjection:
     def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
         """See `Projection.add`."""
         flat = gradient.reshape(len(gradient), -1)
-        buckets, signs = self._table(name, flat.shape[1], flat.device)
+        buckets, signs = self.table(name, flat.shape[1], flat.device)
         # On a CPU, int32 indices take 5 to 17 times as long, conversion included.
         out_bd.index_add_(1, buckets.long(), flat * signs)
 
-    def _table(
+    def table(
         self, name: str, size: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dimension (int32) and sign (int8) of each of a parameter's `size` coordinates."""
         if name not in self._tables:
             key = int.from_bytes(_digest(self._seed, name)[:16], "little")
             bits = np.random.Philox(key=key).random_raw(size)

@@ -125,7 +125,7 @@ def test_sparse_signs_are_the_same_everywhere():
 
 
 def test_sparse_buckets_and_signs_are_even():
-    buckets, signs = SparseProjection(8, 0)._table("w", 20_000, CPU)
+    buckets, signs = SparseProjection(8, 0).table("w", 20_000, CPU)
     counts = torch.bincount(buckets.long(), minlength=8)
     assert (counts - 2500).abs().max() < 5 * 47  # five standard deviations
     assert abs(int(signs.sum())) < 5 * 142

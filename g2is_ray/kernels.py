@@ -1,0 +1,71 @@
+"""A Triton kernel that adjusts gradients and projects them sparsely in one pass over them.
+
+The plain way (`gradients.adjusted`, then `SparseProjection.add`) writes and reads each
+gradient several times. Import this module only where triton is installed, as it is with
+torch for CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_BLOCK = 1024  # coordinates of one program
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _adjust_and_project(  # type: ignore[no-untyped-def]
+    out,
+    gradient,
+    momentum,
+    variance,
+    buckets,
+    signs,
+    size,
+    dimensions,
+    keep,
+    keep_square,
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    row = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    g = tl.load(gradient + row * size + at, mask=inside, other=0.0)
+    m = tl.load(momentum + at, mask=inside, other=0.0)
+    v = tl.load(variance + at, mask=inside, other=1.0)
+    sign = tl.load(signs + at, mask=inside, other=0).to(tl.float32)
+    bucket = tl.load(buckets + at, mask=inside, other=0)
+    adjusted = (m + keep * g) * tl.rsqrt(v + keep_square * g * g)
+    tl.atomic_add(out + row * dimensions + bucket, adjusted * sign, mask=inside)
+
+
+def adjust_and_project(
+    out_bd: torch.Tensor,
+    gradient_boi: torch.Tensor,
+    moments: tuple[torch.Tensor, torch.Tensor],
+    table: tuple[torch.Tensor, torch.Tensor],
+    betas: tuple[float, float],
+) -> None:
+    """Add to `out_bd` what `adjusted` and then `SparseProjection.add` would.
+
+    Args:
+        out_bd: float32 [b, d], contiguous.
+        gradient_boi: float32, contiguous.
+        moments: `prepared` ones of the parameter, float32 [o, i].
+        table: the parameter's `SparseProjection.table`.
+        betas: AdamW's.
+    """
+    size = gradient_boi[0].numel()
+    grid = triton.cdiv(size, _BLOCK), len(gradient_boi)
+    _adjust_and_project[grid](
+        out_bd,
+        gradient_boi,
+        *(moment.contiguous() for moment in moments),
+        *table,
+        size,
+        out_bd.shape[1],
+        1 - betas[0],
+        1 - betas[1],
+        BLOCK=_BLOCK,
+    )
