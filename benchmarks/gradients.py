@@ -206,18 +206,17 @@ def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientCompute
 def compare(given: argparse.Namespace) -> None:
     """The stage's own numbers, then its speed beside the loops'."""
     work = Workload(given)
-    loops = {name: LessLoop(work, project=name == "(a)") for name in given.loops}
+    stage = gradient_stage(work, given)
+    with FlopCounterMode(display=False) as counter:  # warms up, too
+        stage.compute(work.rows, adjust=True)
+    peak = peak_gigabytes(work)
+    plain = Workload(given) if given.loops else work  # a model without the stage's hooks
+    loops = {name: LessLoop(plain, project=name == "(a)") for name in given.loops}
     loop_rows = work.rows[:: max(1, len(work.rows) // given.loop_rows)][: given.loop_rows]
     loop_times: dict[str, list[float]] = {name: [] for name in loops}
-    # The loops' model must be free of the stage's hooks, so the two have a model each.
-    stage = gradient_stage(staged := Workload(given), given)
-    with FlopCounterMode(display=False) as counter:  # warms up, too
-        stage.compute(staged.rows, adjust=True)
     ours, rates = [], []
-    for turn in range(given.turns):
-        ours.append(seconds(staged, lambda: stage.compute(staged.rows, adjust=True)))
-        if turn == 0:
-            peak = peak_gigabytes(work)
+    for _ in range(given.turns):
+        ours.append(seconds(work, lambda: stage.compute(work.rows, adjust=True)))
         rates.append(matmul_rate(work))
         for name, loop in loops.items():
             loop_times[name].append(seconds(work, lambda loop=loop: loop.run(loop_rows)))  # type: ignore[misc]
@@ -234,7 +233,7 @@ def compare(given: argparse.Namespace) -> None:
         f"{flops / median(rates):.0%} of a large product's {median(rates) / 1e9:.0f}; "
         f"peak memory {peak:.2f} GB"
     )
-    shares = phases(staged, lambda: stage.compute(staged.rows, adjust=True))
+    shares = phases(work, lambda: stage.compute(work.rows, adjust=True))
     print("share of time: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
     for name, found in loop_times.items():
         ratios = sorted(
