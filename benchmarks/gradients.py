@@ -213,6 +213,7 @@ def compare(given: argparse.Namespace) -> None:
     plain = Workload(given) if given.loops else work  # a model without the stage's hooks
     loops = {name: LessLoop(plain, project=name == "(a)") for name in given.loops}
     loop_rows = work.rows[:: max(1, len(work.rows) // given.loop_rows)][: given.loop_rows]
+    loop_tokens = sum(len(row.input_ids) for row in loop_rows)
     loop_times: dict[str, list[float]] = {name: [] for name in loops}
     ours, rates = [], []
     for _ in range(given.turns):
@@ -237,11 +238,11 @@ def compare(given: argparse.Namespace) -> None:
     print("share of time: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
     for name, found in loop_times.items():
         ratios = sorted(
-            (their / len(loop_rows)) / (our / len(work.rows))
+            (their / loop_tokens) / (our / work.tokens)
             for our, their in zip(ours, found, strict=True)
         )
         print(
-            f"{name}: {len(loop_rows) / median(found):.2f} examples/s; the stage is "
+            f"{name}: {len(loop_rows) / median(found):.2f} examples/s; by tokens the stage is "
             f"{median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
 
