@@ -5,21 +5,22 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from g2is_ray.graph import GraphWriter
+from g2is_ray.config import GraphSettings
+from g2is_ray.graph import GraphBuilder
+from g2is_ray.graph_plan import GraphTask
 from g2is_ray.workspace import Workspace
 
 
 class GraphWorker:
-    """Holds the pool's gradients in a FAISS index and writes the neighbors of parts."""
+    """Holds a group of the pool's gradients, on its GPU if it has one, and finds neighbors."""
 
-    def __init__(self, url: str, stage: str, neighbors: int, center: bool) -> None:
-        self._url, self._stage = url, stage
-        self._neighbors, self._center = neighbors, center
+    def __init__(self, url: str, stage: str, settings: GraphSettings) -> None:
+        self._url, self._stage, self._settings = url, stage, settings
 
     @cached_property
-    def _writer(self) -> GraphWriter:
-        return GraphWriter(Workspace(self._url), self._stage, self._neighbors, self._center)
+    def _builder(self) -> GraphBuilder:
+        return GraphBuilder(Workspace(self._url), self._stage, self._settings)
 
-    def process(self, part: int) -> dict[str, Any]:
-        """Write the neighbors of one part; returns its receipt."""
-        return self._writer.write(part)
+    def process(self, task: GraphTask) -> dict[str, Any]:
+        """Do one piece of the graph; returns its receipt."""
+        return self._builder.do(task)

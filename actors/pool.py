@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -37,7 +37,9 @@ class WorkerPool:
     4. An item that raises is tried three times, then set aside; the rest goes on.
     5. An error that is the user's to mend (`G2isError`) ends the run at once: every other
        item would end the same way.
-    6. When `run` returns or raises, the actors are gone, so that their nodes can be removed.
+    6. An actor is given items of the kind that it had last, for as long as some wait, and then
+       of a kind that no other actor has; `affinity` says what kind an item is of.
+    7. When `run` returns or raises, the actors are gone, so that their nodes can be removed.
 
     `process` must be idempotent: after a loss an item may already have been written.
     """
@@ -49,6 +51,7 @@ class WorkerPool:
         share: Share,
         *,
         tasks_per_worker: int = 1,
+        affinity: Callable[[Any], Any] | None = None,
     ) -> None:
         environment = {} if share.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
         self._actor_class: Any = ray.remote(actor_class)
@@ -62,6 +65,7 @@ class WorkerPool:
         self._arguments = arguments
         self._workers = share.workers
         self._tasks_per_worker = tasks_per_worker
+        self._kind = affinity or (lambda item: None)
 
     def run(self, items: Sequence[Any], label: str) -> dict[Any, Receipt]:
         """Process every item; returns the receipts by item.
@@ -90,13 +94,16 @@ class WorkerPool:
         waiting, idle = deque(items), deque(actors * self._tasks_per_worker)
         running: dict[Any, tuple[Any, Any]] = {}  # task -> (item, actor)
         receipts: dict[Any, Receipt] = {}
+        last: dict[Any, Any] = {}  # actor -> kind of the item that it had last
         failures: Counter[Any] = Counter()
         aside: dict[Any, str] = {}
         losses = 0.0
         progress = _Progress(label, len(items))
         while waiting or running:
             while waiting and idle:  # 1, 2
-                item, actor = waiting.popleft(), idle.popleft()
+                actor = idle.popleft()
+                item = self._next(waiting, last.get(actor), set(last.values()))
+                last[actor] = self._kind(item)
                 running[actor.process.remote(item)] = item, actor
             (task, *_), _ = ray.wait(list(running), num_returns=1)
             item, actor = running.pop(task)
@@ -136,6 +143,15 @@ class WorkerPool:
                 "others are done, and the same command does only these again"
             )
         return receipts
+
+    def _next(self, waiting: deque[Any], mine: Any, taken: set[Any]) -> Any:
+        """Take an item from the waiting ones."""  # 6
+        kinds = [self._kind(item) for item in waiting]
+        free = (i for i, kind in enumerate(kinds) if kind not in taken)
+        at = kinds.index(mine) if mine in kinds else next(free, 0)
+        item = waiting[at]
+        del waiting[at]
+        return item
 
 
 class _Progress:

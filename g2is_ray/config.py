@@ -124,6 +124,12 @@ class GraphSettings:
     """Neighbors of each row in the kNN graph."""
     center: bool = True
     """Subtract the pool's mean gradient before normalizing, in graph and walk alike."""
+    graph: Text = "auto"
+    """How neighbors are searched for: exact; ivf, among the lists of rows nearest to a row; auto,
+    exact where that takes seconds; or a FAISS index such as HNSW32 or IVF4096,Flat, which holds
+    the whole pool in one worker's memory."""
+    recall: Annotated[float, Field(gt=0, lt=1)] = 0.97
+    """Share of a row's exact neighbors that ivf must find on average; measured on a sample."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -184,6 +190,9 @@ class ExecutionSettings:
     """Gradient and evaluation workers; 0 means one per GPU, or one where there is none."""
     train_workers: Count = 1
     """Data-parallel workers of warm-up and tuning."""
+    memory_bytes: Annotated[int, Field(ge=2**28)] = 4 * 2**30
+    """What a graph worker may take, of its GPU's memory or of the machine's; larger pools are
+    searched in groups of parts that fit."""
     token_budget: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 1024 on a CPU;
     auto tries larger ones while they pay, at the price of last digits that differ between runs."""

@@ -6,6 +6,7 @@ pool serves both the published and the centered method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,30 @@ class GradientSet:
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         self.invalid: int = receipt["invalid"]
+        self._norms = [self._array(part, ".norms") for part in range(self.parts)]
+        self.part_rows = [len(norms) for norms in self._norms]
+        self.first_rows = np.concatenate([[0], np.cumsum(self.part_rows)])
         self._mean = self._pool_mean() if center else None
+
+    @property
+    def dimensions(self) -> int:
+        return int(self._array(0, ".sum").shape[0])
+
+    def valid_rows(self, parts: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """Numbers of the rows, of all parts or of some, that have a usable gradient."""
+        chosen = range(self.parts) if parts is None else parts
+        return np.concatenate(
+            [np.flatnonzero(self._norms[part] > 0) + self.first_rows[part] for part in chosen]
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit rows [n, d] with these numbers, in the order given."""
+        found = np.zeros((len(rows), self.dimensions), dtype=np.float32)
+        part_of = np.searchsorted(self.first_rows, rows, side="right") - 1
+        for part in np.unique(part_of):
+            which = part_of == part
+            found[which] = self.read(int(part))[rows[which] - self.first_rows[part]]
+        return found
 
     def _array(self, part: int, kind: str = "") -> NDArray[Any]:
         return self._workspace.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")

@@ -1,162 +1,257 @@
-"""The kNN gradient graph, by exact inner-product search in FAISS."""
+"""The kNN gradient graph of a workspace's pool, in pieces that any worker can do.
+
+Base rows are searched among in groups of parts that fit into memory; a piece is a pair of
+a query part and a group, and a part's neighbors are the best of its pairs. A search is
+exact, or limited to the lists (`Lists`) that a row probes. Every graph that is not exact by
+construction is compared with exact search on a sample of rows.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import time
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.features import GradientSet
+from g2is_ray.graph_plan import GraphTask, read_plan
+from g2is_ray.recall import found_share, interval, sample_neighbors
+from g2is_ray.search import (
+    Lists,
+    Nearest,
+    fold,
+    on_device,
+    require_faiss,
+    search_exactly,
+    search_lists,
+)
 from g2is_ray.workspace import Workspace, array_bytes, part_name
 
-_WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
+_TRAINING_ROWS = 48  # per list
+
+Pieces = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+"""Arrays by kind, and facts for the receipt."""
 
 
-def _cpu_has_avx512() -> bool:
-    try:
-        with open("/proc/cpuinfo") as info:  # noqa: PTH123
-            return any("avx512f" in line for line in info if line.startswith("flags"))
-    except OSError:
-        return False
+class GraphBuilder:
+    """Does the pieces of one graph, with one group of base rows in memory at a time."""
 
+    def __init__(self, workspace: Workspace, stage: str, settings: GraphSettings) -> None:
+        plan = read_plan(workspace, stage)
+        assert plan is not None
+        self._workspace, self._stage, self._plan = workspace, stage, plan
+        self._settings = settings
+        self._gradients = GradientSet(workspace, "gradients", center=settings.center)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._held: tuple[int, Any] | None = None  # group, and what is searched among
 
-def require_faiss() -> ModuleType:
-    """Import FAISS, with the fast kernels of the OpenBLAS its wheels carry.
-
-    Raises:
-        SettingError: no FAISS package is installed, or more than one, which breaks both.
-    """
-    installed = []
-    for name in _WHEELS:
-        try:
-            importlib.metadata.distribution(name)
-            installed.append(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if len(installed) > 1:
-        raise SettingError(
-            f"{' and '.join(installed)} are both installed and own the same files; uninstall "
-            "all of them, then install g2is-ray[cpu] or g2is-ray[gpu]"
-        )
-    if "faiss-gpu" in installed:
-        import torch  # noqa: F401  faiss-gpu works beside torch's CUDA only if torch comes first
-    if _cpu_has_avx512():
-        # The bundled OpenBLAS does not know newer Xeons and falls back to SSE3 kernels.
-        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
-    try:
-        import faiss
-    except ImportError as error:
-        raise SettingError(
-            f"FAISS cannot be imported ({error}); install g2is-ray[cpu], or g2is-ray[gpu]"
-        ) from None
-    return faiss
-
-
-class ExactGraph:
-    """Exact kNN search by cosine over unit rows that are added in order.
-
-    Rows of zeros are invalid: they have no neighbors and are nobody's. Memory is
-    4 bytes x rows x dimensions.
-    """
-
-    def __init__(self, dimensions: int) -> None:
-        self._index: Any = require_faiss().IndexFlatIP(dimensions)
-        self._rows: list[NDArray[np.int64]] = []  # pool rows of what the index holds
-        self._seen = 0
-
-    def add(self, x: NDArray[np.float32]) -> None:
-        """Add the next rows [n, d] of the pool."""
-        valid = np.flatnonzero(np.any(x != 0, axis=1))
-        self._index.add(np.ascontiguousarray(x[valid]))
-        self._rows.append(valid + self._seen)
-        self._seen += len(x)
-
-    def search(
-        self, x: NDArray[np.float32], first_row: int, k: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Neighbors of the pool rows `first_row`, `first_row + 1`, … with values `x` [n, d].
-
-        Returns:
-            Neighbor rows, int32 [n, k], and cosines, float32 [n, k], in descending order.
-            A row without k neighbors is filled up with -1 and 0.
-        """
-        neighbors = np.full((len(x), k), -1, dtype=np.int32)
-        similarities = np.zeros((len(x), k), dtype=np.float32)
-        valid = np.flatnonzero(np.any(x != 0, axis=1))
-        if not len(valid):
-            return neighbors, similarities
-        rows = np.concatenate(self._rows)
-        found_sims, found = self._index.search(
-            np.ascontiguousarray(x[valid]), min(k + 1, len(rows))
-        )
-        for i, own in enumerate(valid):
-            near = rows[found[i]]
-            # Among many equal rows the row itself may be missing from its own results.
-            keep = np.flatnonzero(near != first_row + own)[:k]
-            neighbors[own, : len(keep)] = near[keep]
-            similarities[own, : len(keep)] = found_sims[i][keep]
-        return neighbors, similarities
-
-
-def check_neighbors(k: int, rows: int) -> None:
-    """Refuse a `k` that no row can have.
-
-    Raises:
-        SettingError: k is not below the number of rows.
-    """
-    if k >= rows:
-        raise SettingError(f"neighbors must be below the number of rows, {rows}, got {k}")
-
-
-def knn_graph(x: NDArray[np.float32], k: int) -> NDArray[np.int32]:
-    """Neighbor rows [n, k] of unit rows `x` [n, d], exact, in descending cosine."""
-    check_neighbors(k, len(x))
-    graph = ExactGraph(x.shape[1])
-    graph.add(x)
-    return graph.search(x, 0, k)[0]
-
-
-class GraphWriter:
-    """Writes the graph of a workspace's pool, part by part, with one index in memory."""
-
-    def __init__(self, workspace: Workspace, stage: str, neighbors: int, center: bool) -> None:
-        self._workspace, self._stage, self._k = workspace, stage, neighbors
-        self._gradients = GradientSet(workspace, "gradients", center=center)
-        self._first_rows = [0]
-        for part in range(self._gradients.parts):
-            x = self._gradients.read(part)
-            if part == 0:
-                self._graph = ExactGraph(x.shape[1])
-            self._graph.add(x)
-            self._first_rows.append(self._first_rows[-1] + len(x))
-
-    def write(self, part: int) -> dict[str, Any]:
-        """Write neighbors and similarities of one part's rows; returns its receipt."""
+    def do(self, task: GraphTask) -> dict[str, Any]:
+        """Do one piece; returns its receipt."""
         began = time.monotonic()
-        x = self._gradients.read(part)
-        neighbors, similarities = self._graph.search(x, self._first_rows[part], self._k)
-        name = part_name(part)
-        files = {
-            f"{name}.neighbors.npy": array_bytes(neighbors),
-            f"{name}.similarities.npy": array_bytes(similarities),
-        }
+        files, facts = {
+            "sample": self._search_sample,
+            "train": self._train,
+            "tune": self._tune,
+            "assign": self._assign,
+            "pair": self._pair,
+            "merge": self._merge,
+        }[task.kind](task)
+        facts["seconds"] = round(facts.get("seconds", 0) + time.monotonic() - began, 3)
+        named = {f"{task.piece}.{kind}.npy": array_bytes(array) for kind, array in files.items()}
+        return self._workspace.commit(self._stage, task.piece, named, facts)
+
+    def _array(self, task: GraphTask, kind: str) -> NDArray[Any]:
+        return self._workspace.read_array(f"{self._stage}/{task.piece}.{kind}.npy")
+
+    # ---- before the search: how many lists to probe ---------------------------
+
+    def _search_sample(self, task: GraphTask) -> Pieces:
+        rows = np.array(self._plan.sample)
+        nearest = Nearest(rows, self._settings.neighbors, self._device)
+        base, numbers, _ = self._base([task.part])
+        search_exactly(nearest, on_device(self._take(rows), self._device), base, numbers)
+        return _found(nearest), {}
+
+    def _train(self, task: GraphTask) -> Pieces:
+        valid = self._gradients.valid_rows()
+        count = min(len(valid), _TRAINING_ROWS * self._plan.lists)
+        rows = np.sort(np.random.default_rng(1).choice(valid, size=count, replace=False))
+        lists = Lists.train(self._folded(rows), min(self._plan.lists, count), self._device)
+        return {"centroids": lists.centroids}, {"rows": count}
+
+    def _tune(self, task: GraphTask) -> Pieces:
+        """Find the least probe that finds enough of half of the sample's exact neighbors.
+
+        What p lists would find follows from the exact neighbors: those in the p lists nearest
+        to the row.
+        """
+        rows = np.array(self._plan.sample)[::2]
+        exact = sample_neighbors(self._workspace, self._stage, self._gradients.parts)[0][::2]
+        lists = self._lists()
+        order = lists.nearest(self._folded(rows), len(lists.centroids))
+        rank_of_list = np.argsort(order, axis=1)  # as each row sees the lists
+        known, where = np.unique(exact, return_inverse=True)
+        list_of = lists.nearest(self._folded(np.maximum(known, 0)), 1)[:, 0]
+        needed = np.take_along_axis(rank_of_list, list_of[where].reshape(exact.shape), axis=1)
+        for probe in range(1, order.shape[1] + 1):
+            if interval(found_share(needed < probe, exact >= 0))[0] >= self._settings.recall:
+                break
+        return {}, {"probe": probe, "lists": order.shape[1]}
+
+    def _assign(self, task: GraphTask) -> Pieces:
+        probe = self._workspace.piece(self._stage, GraphTask(kind="tune").piece)["probe"]
+        return {"lists": self._lists().nearest(fold(self._gradients.read(task.part)), probe)}, {}
+
+    def _lists(self) -> Lists:
+        return Lists(self._array(GraphTask(kind="train"), "centroids"), self._device)
+
+    # ---- the search -------------------------------------------------------------
+
+    def _pair(self, task: GraphTask) -> Pieces:
+        x = self._gradients.read(task.part)
+        rows = self._gradients.valid_rows([task.part])
+        valid = rows - self._gradients.first_rows[task.part]
+        nearest = Nearest(rows, self._settings.neighbors, self._device)
+        if self._held is None or self._held[0] != task.group:
+            self._held = None  # before the next is read
+            self._held = task.group, self._hold(self._plan.groups[task.group])
+        queries = np.ascontiguousarray(x[valid])
+        if self._plan.search == "faiss":
+            self._search_index(nearest, queries, *self._held[1])
+        elif self._plan.search == "exact":
+            base, numbers, _ = self._held[1]
+            search_exactly(nearest, on_device(queries, self._device), base, numbers)
+        else:
+            probes = self._array(GraphTask(kind="assign", part=task.part), "lists")[valid]
+            search_lists(nearest, on_device(queries, self._device), probes, *self._held[1])
+        return _found(nearest) | {"rows": rows}, {}
+
+    def _hold(self, parts: Sequence[int]) -> Any:
+        if self._plan.search == "faiss":
+            return self._index(parts)
+        return self._base(parts, by_list=self._plan.search == "ivf")
+
+    def _base(
+        self, parts: Sequence[int], *, by_list: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int32]]:
+        """Valid rows of `parts`, their numbers and their lists; sorted by list if asked for."""
+        numbers = [self._gradients.valid_rows([part]) for part in parts]
+        lists = np.zeros(sum(map(len, numbers)), dtype=np.int32)
+        if by_list:
+            held = [self._array(GraphTask(kind="assign", part=p), "lists")[:, 0] for p in parts]
+            own = (
+                near[rows - self._gradients.first_rows[part]]
+                for part, near, rows in zip(parts, held, numbers, strict=True)
+            )
+            lists = np.concatenate(list(own))
+        order = np.argsort(lists, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        kind = torch.float16 if self._device.type == "cuda" else torch.float32
+        base = torch.empty(len(order), self._gradients.dimensions, dtype=kind, device=self._device)
+        start = 0
+        for part, rows in zip(parts, numbers, strict=True):
+            x = self._gradients.read(part)[rows - self._gradients.first_rows[part]]
+            to = torch.from_numpy(place[start : start + len(rows)]).to(self._device)
+            base[to] = on_device(x, self._device)
+            start += len(rows)
+        ordered = torch.from_numpy(np.concatenate(numbers)[order]).to(self._device)
+        return base, ordered, lists[order]
+
+    def _index(self, parts: Sequence[int]) -> tuple[Any, NDArray[np.int64]]:
+        """A FAISS index, as the factory string says, of all valid rows, and their numbers."""
+        faiss = require_faiss()
+        index = faiss_index(self._settings.graph, self._gradients.dimensions)
+        numbers = self._gradients.valid_rows()
+        if not index.is_trained:
+            count = min(len(numbers), 2**16)
+            rows = np.random.default_rng(1).choice(numbers, size=count, replace=False)
+            index.train(self._take(np.sort(rows)))
+        for part in parts:
+            x = self._gradients.read(part)
+            valid = self._gradients.valid_rows([part]) - self._gradients.first_rows[part]
+            index.add(np.ascontiguousarray(x[valid]))
+        if faiss.get_num_gpus() > 0 and self._device.type == "cuda":
+            index = faiss.index_cpu_to_all_gpus(index)
+        return index, numbers
+
+    def _search_index(
+        self,
+        nearest: Nearest,
+        queries: NDArray[np.float32],
+        index: Any,
+        numbers: NDArray[np.int64],
+    ) -> None:
+        k = min(self._settings.neighbors + 1, len(numbers))  # the row itself is among them
+        found, at = index.search(queries, k)
+        rows = np.where(at >= 0, numbers[at], -1)
+        nearest.offer_found(torch.from_numpy(rows), torch.from_numpy(found))
+
+    def _merge(self, task: GraphTask) -> Pieces:
+        rows = self._gradients.part_rows[task.part]
+        k = self._settings.neighbors
+        pairs = [
+            GraphTask(kind="pair", part=task.part, group=group)
+            for group in range(len(self._plan.groups))
+        ]
+        own = self._array(pairs[0], "rows")
+        nearest = Nearest(own, k, torch.device("cpu"))
+        for pair in pairs:
+            nearest.offer_found(
+                *(torch.from_numpy(self._array(pair, kind)) for kind in ("neighbors", "cosines"))
+            )
+        small = np.int32 if self._gradients.rows < 2**31 else np.int64
+        neighbors = np.full((rows, k), -1, dtype=small)
+        similarities = np.zeros((rows, k), dtype=np.float32)
+        at = own - self._gradients.first_rows[task.part]
+        neighbors[at], similarities[at] = nearest.result()
         found = neighbors >= 0
         facts = {
-            "rows": len(x),
+            "rows": rows,
             "edges": int(found.sum()),
             "similarity_sum": float(similarities[found].sum(dtype=np.float64)),
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": sum(self._workspace.piece(self._stage, p.piece)["seconds"] for p in pairs),
         }
-        return self._workspace.commit(self._stage, name, files, facts)
+        return {"neighbors": neighbors, "similarities": similarities}, facts
+
+    # ---- rows ---------------------------------------------------------------------
+
+    def _take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._gradients.take(rows)
+
+    def _folded(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Folded rows, read a few at a time."""
+        blocks = np.array_split(rows, max(1, len(rows) // 4096))
+        return np.concatenate([fold(self._take(block)) for block in blocks])
 
 
-def read_neighbors(workspace: Workspace, stage: str) -> NDArray[np.int32]:
+def _found(nearest: Nearest) -> dict[str, NDArray[Any]]:
+    neighbors, found = nearest.result()
+    return {"neighbors": neighbors, "cosines": found}
+
+
+def faiss_index(factory: str, dimensions: int) -> Any:
+    """An empty FAISS index by inner product.
+
+    Raises:
+        SettingError: FAISS does not know the factory string.
+    """
+    faiss = require_faiss()
+    try:
+        return faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise SettingError(
+            f"graph {factory!r} is neither auto, exact, ivf nor an index that FAISS knows "
+            f"({str(error).strip().splitlines()[-1][:200]})"
+        ) from None
+
+
+def read_neighbors(workspace: Workspace, stage: str) -> NDArray[np.integer]:
     """Neighbor rows [n, k] of a finished graph."""
     parts = workspace.require(stage, "graph")["parts"]
     return np.concatenate(

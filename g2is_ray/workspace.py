@@ -190,6 +190,17 @@ class Workspace:
             return None
         return receipt
 
+    def piece(self, stage: str, name: str) -> dict[str, Any]:
+        """The receipt `name`, whose piece must be done.
+
+        Raises:
+            WorkspaceError: it is not, or its files are damaged.
+        """
+        receipt = self.receipt(stage, name)
+        if receipt is None:
+            raise self.damaged(f"{stage}/{name}.json")
+        return receipt
+
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The stage's receipt if it and all of its parts are whole and unaltered; else None."""
         receipt = self.receipt(stage)

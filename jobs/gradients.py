@@ -9,6 +9,7 @@ from actors.gradient_worker import GradientWorker
 from g2is_ray.config import GradientSettings
 from g2is_ray.examples import ExampleSet
 from g2is_ray.gradient_writer import GradientPart, refuse_invalid
+from g2is_ray.workspace import part_name
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
 from jobs.session import Session
@@ -43,7 +44,7 @@ def gradients(session: Session) -> None:
     }
     receipts = finish_parts(
         session,
-        {part: (part.stage, part.part) for part in parts},
+        {part: (part.stage, part_name(part.part)) for part in parts},
         "gradients",
         GradientWorker,
         arguments,

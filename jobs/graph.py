@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
+from typing import Any
 
+from actors.cluster import share_of_cluster
 from actors.graph_worker import GraphWorker
 from g2is_ray.config import ComparisonSettings, GraphSettings
-from g2is_ray.graph import check_neighbors, require_faiss
+from g2is_ray.features import GradientSet
+from g2is_ray.graph import faiss_index
+from g2is_ray.graph_plan import (
+    GraphPlan,
+    GraphTask,
+    make_plan,
+    merges,
+    read_plan,
+    steps,
+    write_plan,
+)
 from g2is_ray.layout import graph_stage
+from g2is_ray.recall import measure_recall
+from g2is_ray.search import check_neighbors, require_faiss
 from jobs.parts import finish_parts
 from jobs.session import Session
 
@@ -25,7 +41,7 @@ def graph(session: Session) -> None:
     settings = graph_settings(session)
     _write(session, settings)
     if settings.center and "paper" in session.settings(ComparisonSettings, "pool").baselines:
-        _write(session, GraphSettings(neighbors=settings.neighbors, center=False))
+        _write(session, dataclasses.replace(settings, center=False))
 
 
 def _write(session: Session, settings: GraphSettings) -> None:
@@ -35,29 +51,58 @@ def _write(session: Session, settings: GraphSettings) -> None:
     check_neighbors(settings.neighbors, pool["rows"])
     stage = graph_stage(settings.center)
     session.begin(stage, settings, inputs=["gradients"])
-    arguments = {
-        "url": workspace.location(""),
-        "stage": stage,
-        "neighbors": settings.neighbors,
-        "center": settings.center,
-    }
-    items = {part: (stage, part) for part in range(pool["parts"])}
-    receipts = finish_parts(
-        session,
-        items,
-        stage,
-        GraphWorker,
-        arguments,
-        workers=1,  # each holds the whole pool in memory
-        gpus_help=False,
-    ).values()
+    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    plan = read_plan(workspace, stage) or _plan(session, stage, settings, gradients)
+    last = merges(gradients.parts)
+    done = all(workspace.receipt(stage, task.piece) for task in last)
+    for tasks in [last] if done else steps(plan, gradients.parts):
+        receipts = _do(session, stage, settings, tasks)
+        if tasks[0].kind == "tune":
+            (tuned,) = receipts
+            log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
-        "rows": pool["rows"],
-        "parts": pool["parts"],
+        "rows": gradients.rows,
+        "parts": gradients.parts,
+        "search": plan.search,
         "edges": edges,
         "mean_similarity": sum(r["similarity_sum"] for r in receipts) / max(1, edges),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
+        **measure_recall(workspace, stage, gradients),
     }
     workspace.conclude(stage, facts)
-    log.info("%s: mean similarity of neighbors %.3f", stage, facts["mean_similarity"])
+    log.info(
+        "%s: %s search, recall %.3f, mean similarity of neighbors %.3f",
+        stage,
+        *(facts[name] for name in ("search", "recall", "mean_similarity")),
+    )
+
+
+def _plan(
+    session: Session, stage: str, settings: GraphSettings, gradients: GradientSet
+) -> GraphPlan:
+    if settings.graph not in ("auto", "exact", "ivf"):
+        faiss_index(settings.graph, gradients.dimensions)  # refused before any work is done
+    session.ray()
+    on_gpu = share_of_cluster(session.execution).num_gpus > 0
+    plan = make_plan(
+        gradients, settings, session.execution.memory_bytes, "cuda" if on_gpu else "cpu"
+    )
+    write_plan(session.workspace, stage, plan)
+    log.info("%s: %s search in %d groups of parts", stage, plan.search, len(plan.groups))
+    return plan
+
+
+def _do(
+    session: Session, stage: str, settings: GraphSettings, tasks: Sequence[GraphTask]
+) -> list[dict[str, Any]]:
+    receipts = finish_parts(
+        session,
+        {task: (stage, task.piece) for task in tasks},
+        f"{stage}, {tasks[0].kind}",
+        GraphWorker,
+        {"url": session.workspace.location(""), "stage": stage, "settings": settings},
+        session.execution.workers,
+        affinity=lambda task: task.group,
+    )
+    return list(receipts.values())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from actors.cluster import share_of_cluster
 from actors.pool import WorkerPool
-from g2is_ray.workspace import part_name
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -18,7 +17,7 @@ Item = TypeVar("Item")
 
 def finish_parts(
     session: Session,
-    items: Mapping[Item, tuple[str, int]],
+    items: Mapping[Item, tuple[str, str]],
     label: str,
     actor_class: type,
     arguments: dict[str, Any],
@@ -26,28 +25,31 @@ def finish_parts(
     *,
     gpus_help: bool = True,
     tasks_per_worker: int = 1,
+    affinity: Callable[[Item], Any] | None = None,
 ) -> dict[Item, dict[str, Any]]:
     """Do what is not done, and return the receipts of all items.
 
     Args:
-        items: what the actors' `process` is called with, and the stage and part it writes.
+        items: what the actors' `process` is called with, and the stage and receipt it writes.
         label: heads the progress lines.
         workers: how many; 0 takes one per GPU.
         gpus_help: whether the work can use a GPU at all.
-        tasks_per_worker: see `WorkerPool`.
+        tasks_per_worker, affinity: see `WorkerPool`.
     """
     workspace = session.workspace
     receipts = {}
-    for item, (stage, part) in items.items():
-        receipt = workspace.receipt(stage, part_name(part))
+    for item, (stage, name) in items.items():
+        receipt = workspace.receipt(stage, name)
         if receipt is not None:
             receipts[item] = receipt
     left = [item for item in items if item not in receipts]
     if left:
-        log.info("%s: %d of %d parts to do", label, len(left), len(items))
+        log.info("%s: %d of %d pieces to do", label, len(left), len(items))
         session.ray()
         share = share_of_cluster(session.execution, workers, gpus_help=gpus_help)
-        pool = WorkerPool(actor_class, arguments, share, tasks_per_worker=tasks_per_worker)
+        pool = WorkerPool(
+            actor_class, arguments, share, tasks_per_worker=tasks_per_worker, affinity=affinity
+        )
         receipts.update(pool.run(left, label))
     else:
         log.info("%s: already done", label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from g2is_ray.config import WalkSettings
-from g2is_ray.graph import check_neighbors, require_faiss
+from g2is_ray.search import check_neighbors, require_faiss
 from g2is_ray.selection import budget_of
 from jobs.evaluate import evaluate
 from jobs.gradients import gradients

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from g2is_ray.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
 from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
 from g2is_ray.errors import SettingError
-from g2is_ray.graph import knn_graph
+from g2is_ray.search import knn_graph
 from g2is_ray.selection import check_shapes, select
 from g2is_ray.workspace import Workspace
 

@@ -5,10 +5,15 @@ import importlib.metadata
 import numpy as np
 import pytest
 
+from g2is_ray import graph_plan
 from g2is_ray.arrays import mean_of_valid, normalize
+from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.features import GradientSet, gradient_files
-from g2is_ray.graph import GraphWriter, check_neighbors, knn_graph, read_neighbors, require_faiss
+from g2is_ray.graph import GraphBuilder, faiss_index, read_neighbors
+from g2is_ray.graph_plan import GraphTask, make_plan, steps, write_plan
+from g2is_ray.recall import measure_recall
+from g2is_ray.search import check_neighbors, knn_graph, require_faiss
 from g2is_ray.workspace import Workspace
 
 RNG = np.random.default_rng(0)
@@ -33,10 +38,6 @@ def brute_force(x, k):
 @pytest.mark.parametrize("k", [1, 5, 47, 49])
 def test_neighbors_are_those_of_all_dot_products_in_order(k):
     np.testing.assert_array_equal(knn_graph(X, k), brute_force(X, k))
-
-
-def test_row_numbers_are_int32():
-    assert knn_graph(X, 3).dtype == np.int32
 
 
 def test_no_row_is_its_own_neighbor_among_equal_rows():
@@ -99,26 +100,99 @@ def test_gradients_are_read_as_the_unit_rows_they_were(center, workspace):
     assert not found.read_all()[[4, 20]].any()
 
 
+def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers=1, **settings):
+    """Every piece of a graph, by one builder or by several in turns."""
+    settings = GraphSettings(**{"neighbors": 6, **settings})
+    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    plan = make_plan(gradients, settings, memory_bytes, "cpu")
+    write_plan(workspace, stage, plan)
+    builders = [GraphBuilder(workspace, stage, settings) for _ in range(workers)]
+    for tasks in steps(plan, gradients.parts):
+        for i, task in enumerate(tasks[::-1] if shuffle else tasks):
+            builders[i % workers].do(task)
+    workspace.conclude(stage, {"parts": gradients.parts})
+    return plan
+
+
+def arrays(workspace, stage="graph/x"):
+    parts = range(workspace.require(stage, "graph")["parts"])
+    kinds = ("neighbors", "similarities")
+    files = [f"{stage}/part-{part:05d}.{kind}.npy" for part in parts for kind in kinds]
+    return [workspace.read_bytes(file) for file in files]
+
+
 @pytest.mark.parametrize("center", [False, True])
 def test_a_graph_in_parts_is_that_of_the_whole(center, workspace):
-    writer = GraphWriter(workspace, "graph/x", neighbors=6, center=center)
-    for part in (2, 0, 1):  # in any order
-        writer.write(part)
-    workspace.commit("graph/x", "receipt", {}, {"parts": 3})
+    build(workspace, center=center, shuffle=True)
     whole = GradientSet(workspace, "gradients", center=center).read_all()
     np.testing.assert_array_equal(read_neighbors(workspace, "graph/x"), knn_graph(whole, 6))
 
 
+@pytest.mark.parametrize("graph", ["exact", "ivf"])
+def test_one_two_and_four_workers_give_the_same_graph(graph, workspace, monkeypatch):
+    monkeypatch.setattr(graph_plan, "_SHARE_OF_MEMORY", 18 * 16 * 4 / 2**30)  # a part per group
+    found = []
+    for workers in (1, 2, 4):
+        plan = build(workspace, f"graph/{workers}", workers=workers, graph=graph)
+        assert len(plan.groups) == 3
+        found.append(arrays(workspace, f"graph/{workers}"))
+    assert found[0] == found[1] == found[2]
+
+
+def test_groups_of_parts_do_not_change_an_exact_graph(workspace, monkeypatch):
+    build(workspace, "graph/whole", graph="exact")
+    for room, groups in ((36, 2), (1, 3)):
+        monkeypatch.setattr(graph_plan, "_SHARE_OF_MEMORY", room * 16 * 4 / 2**30)
+        plan = build(workspace, f"graph/{groups}", graph="exact")
+        assert len(plan.groups) == groups
+        np.testing.assert_array_equal(
+            read_neighbors(workspace, f"graph/{groups}"), read_neighbors(workspace, "graph/whole")
+        )
+
+
+def test_lists_that_are_all_probed_give_the_exact_graph(workspace):
+    build(workspace, "graph/exact", graph="exact")
+    build(workspace, "graph/ivf", graph="ivf", recall=0.999999)
+    tuned = workspace.receipt("graph/ivf", "tune-00000")
+    assert tuned["probe"] <= tuned["lists"]
+    found = measure_recall(workspace, "graph/ivf", GradientSet(workspace, "gradients", center=True))
+    assert found["recall"] > 0.95
+
+
+@pytest.mark.parametrize("graph", ["Flat", "HNSW32", "IVF4,Flat"])
+def test_faisss_own_indexes_can_be_used(graph, workspace):
+    build(workspace, graph=graph)
+    gradients = GradientSet(workspace, "gradients", center=True)
+    near = read_neighbors(workspace, "graph/x")
+    assert (near != np.arange(50)[:, None]).all()
+    assert (near[[4, 20]] == -1).all() and not np.isin([4, 20], near).any()
+    found = measure_recall(workspace, "graph/x", gradients)
+    assert found["recall"] > (0.999 if graph != "IVF4,Flat" else 0.1)
+
+
+def test_an_index_that_faiss_does_not_know_is_refused():
+    with pytest.raises(SettingError, match=r"^graph 'Nonsense7' is neither auto, exact, ivf nor"):
+        faiss_index("Nonsense7", 16)
+
+
+def test_auto_is_exact_where_that_takes_seconds(workspace, monkeypatch):
+    gradients, settings = GradientSet(workspace, "gradients"), GraphSettings(neighbors=6)
+    assert make_plan(gradients, settings, 2**30, "cpu").search == "exact"
+    monkeypatch.setitem(graph_plan._EXACT_PRODUCTS, "cpu", 50 * 50 * 16 - 1)
+    assert make_plan(gradients, settings, 2**30, "cpu").search == "ivf"
+    assert make_plan(gradients, settings, 2**30, "cuda").search == "exact"
+
+
 def test_stored_similarities_are_the_cosines_of_the_stored_neighbors(workspace):
-    writer = GraphWriter(workspace, "graph/x", neighbors=6, center=True)
+    build(workspace)
     x = GradientSet(workspace, "gradients", center=True).read_all()
     for part, rows in enumerate(PARTS):
-        receipt = writer.write(part)
         near = workspace.read_array(f"graph/x/part-{part:05d}.neighbors.npy")
         found = workspace.read_array(f"graph/x/part-{part:05d}.similarities.npy")
         assert (near.dtype, found.dtype) == (np.int32, np.float32)
         wanted = np.einsum("nd,nkd->nk", x[rows], x[near])
         np.testing.assert_allclose(found[near >= 0], wanted[near >= 0], atol=1e-5)
+        receipt = workspace.receipt("graph/x", f"part-{part:05d}")
         assert receipt["rows"] == len(near)
         assert receipt["edges"] == int((near >= 0).sum())
 
@@ -131,7 +205,11 @@ def test_centering_takes_the_common_direction_out(workspace):
 
 
 def test_an_unfinished_graph_is_not_read(workspace):
-    GraphWriter(workspace, "graph/x", neighbors=6, center=True).write(0)
+    settings = GraphSettings(neighbors=6)
+    write_plan(
+        workspace, "graph/x", make_plan(GradientSet(workspace, "gradients"), settings, 1, "cpu")
+    )
+    GraphBuilder(workspace, "graph/x", settings).do(GraphTask(kind="pair"))
     with pytest.raises(WorkspaceError, match="no finished graph/x yet; run `g2is graph "):
         read_neighbors(workspace, "graph/x")
 

@@ -1,0 +1,236 @@
+"""Nearest neighbors by cosine: dense products of tiles, with a running top k.
+
+Shapes: q query rows, b base rows that are searched among, d dimensions, k neighbors.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g2is_ray.errors import SettingError
+
+_WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
+_TILE = 4096  # rows of a tile's side, as many as a part has by default
+_FOLDED = 512  # dimensions that lists are told apart in
+_QUERIES = 1024  # of a tile that are compared at once; memory is 4 x this x tile bytes
+
+
+def _cpu_has_avx512() -> bool:
+    try:
+        with open("/proc/cpuinfo") as info:  # noqa: PTH123
+            return any("avx512f" in line for line in info if line.startswith("flags"))
+    except OSError:
+        return False
+
+
+def require_faiss() -> ModuleType:
+    """Import FAISS, with the fast kernels of the OpenBLAS its wheels carry.
+
+    Raises:
+        SettingError: no FAISS package is installed, or more than one, which breaks both.
+    """
+    installed = []
+    for name in _WHEELS:
+        try:
+            importlib.metadata.distribution(name)
+            installed.append(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(installed) > 1:
+        raise SettingError(
+            f"{' and '.join(installed)} are both installed and own the same files; uninstall "
+            "all of them, then install g2is-ray[cpu] or g2is-ray[gpu]"
+        )
+    if _cpu_has_avx512():
+        # The bundled OpenBLAS does not know newer Xeons and falls back to SSE3 kernels.
+        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+    try:
+        import faiss  # after torch, which faiss-gpu needs to find loaded
+    except ImportError as error:
+        raise SettingError(
+            f"FAISS cannot be imported ({error}); install g2is-ray[cpu], or g2is-ray[gpu]"
+        ) from None
+    return faiss
+
+
+def on_device(x: NDArray[np.float32], device: torch.device) -> torch.Tensor:
+    """Rows as tiles multiply them: float32 on a CPU, float16 on a GPU's tensor cores."""
+    tensor = torch.from_numpy(x)
+    return tensor.to(device, torch.float16) if device.type == "cuda" else tensor
+
+
+def cosines(queries_qd: torch.Tensor, base_bd: torch.Tensor) -> torch.Tensor:
+    """Products of unit rows, float32 [q, b]."""
+    if queries_qd.device.type == "cuda":
+        return torch.mm(queries_qd, base_bd.T, out_dtype=torch.float32)
+    return queries_qd @ base_bd.T
+
+
+class Nearest:
+    """The k nearest found so far of each of some query rows, and their cosines, descending.
+
+    Args:
+        rows: the queries' own row numbers, int64 [q]; no row is its own neighbor.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], k: int, device: torch.device) -> None:
+        self._own_q = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device)
+        self._cosines_qk = torch.full((len(rows), k), -torch.inf, device=device)
+        self._neighbors_qk = torch.full((len(rows), k), -1, device=device)
+
+    def offer(
+        self, cosines_mb: torch.Tensor, rows_b: torch.Tensor, which_m: torch.Tensor | slice
+    ) -> None:
+        """Offer base rows to some of the queries.
+
+        Args:
+            cosines_mb: float32; overwritten.
+            rows_b: the base rows' numbers, int64.
+            which_m: the queries, as positions.
+        """
+        own_m = self._own_q[which_m]
+        cosines_mb.masked_fill_(own_m[:, None] == rows_b[None, :], -torch.inf)
+        k = self._cosines_qk.shape[1]
+        found_mk, at = cosines_mb.topk(min(k, len(rows_b)), dim=1)
+        both = torch.cat([self._cosines_qk[which_m], found_mk], dim=1)
+        rows = torch.cat([self._neighbors_qk[which_m], rows_b[at]], dim=1)
+        best_mk, at = both.topk(k, dim=1)
+        self._cosines_qk[which_m] = best_mk
+        self._neighbors_qk[which_m] = rows.gather(1, at)
+
+    def offer_found(self, neighbors_qb: torch.Tensor, cosines_qb: torch.Tensor) -> None:
+        """Offer what a search among other base rows found, -1 for nothing."""
+        both = torch.cat([self._cosines_qk, cosines_qb], dim=1)
+        rows = torch.cat([self._neighbors_qk, neighbors_qb], dim=1)
+        both.masked_fill_((rows < 0) | (rows == self._own_q[:, None]), -torch.inf)
+        self._cosines_qk, at = both.topk(self._cosines_qk.shape[1], dim=1)
+        self._neighbors_qk = rows.gather(1, at)
+
+    def result(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Neighbors [q, k] and cosines [q, k]; -1 and 0 where there are fewer than k."""
+        neighbors = self._neighbors_qk.cpu().numpy()
+        found = self._cosines_qk.cpu().numpy()
+        nothing = ~np.isfinite(found)
+        return np.where(nothing, -1, neighbors), np.where(nothing, 0, found).astype(np.float32)
+
+
+def search_exactly(
+    nearest: Nearest, queries_qd: torch.Tensor, base_bd: torch.Tensor, rows_b: torch.Tensor
+) -> None:
+    """Offer every base row to every query."""
+    for queries in _slices(len(queries_qd), _QUERIES):
+        for tile in _slices(len(base_bd), _TILE):
+            nearest.offer(cosines(queries_qd[queries], base_bd[tile]), rows_b[tile], queries)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(count, start + size)) for start in range(0, count, size))
+
+
+def check_neighbors(k: int, rows: int) -> None:
+    """Refuse a `k` that no row can have.
+
+    Raises:
+        SettingError: k is not below the number of rows.
+    """
+    if k >= rows:
+        raise SettingError(f"neighbors must be below the number of rows, {rows}, got {k}")
+
+
+def knn_graph(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Neighbor rows [n, k] of unit rows `x` [n, d], exact, in descending cosine.
+
+    A row of zeros has no neighbors; a row with fewer than k is filled up with -1.
+    """
+    check_neighbors(k, len(x))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    valid = np.flatnonzero(np.any(x != 0, axis=1))
+    held = on_device(np.ascontiguousarray(x[valid]), device)
+    nearest = Nearest(valid, k, device)
+    search_exactly(nearest, held, held, torch.from_numpy(valid).to(device))
+    found = np.full((len(x), k), -1, dtype=np.int64)
+    found[valid] = nearest.result()[0]
+    return found
+
+
+class Lists:
+    """Rows grouped by FAISS's k-means, so that a row need only be compared with lists near it.
+
+    Lists are told apart in the few hundred dimensions that rows are folded to (`fold`), where
+    that costs little; how much of the exact graph is found through them is measured.
+    """
+
+    def __init__(self, centroids: NDArray[np.float32], device: torch.device) -> None:
+        self.centroids = centroids
+        self._held = torch.from_numpy(centroids).to(device)
+
+    @classmethod
+    def train(cls, folded: NDArray[np.float32], count: int, device: torch.device) -> Lists:
+        """k-means of folded rows [n, f] by inner product, `count` lists."""
+        faiss = require_faiss()
+        kmeans: Any = faiss.Kmeans(
+            folded.shape[1],
+            count,
+            niter=8,
+            seed=0,
+            spherical=True,
+            min_points_per_centroid=1,
+            max_points_per_centroid=64,
+            gpu=device.type == "cuda" and faiss.get_num_gpus() > 0,
+        )
+        kmeans.train(folded)
+        return cls(np.asarray(kmeans.centroids, dtype=np.float32), device)
+
+    def nearest(self, folded: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+        """The `count` lists nearest to each folded row [n, f], nearest first."""
+        rows = torch.from_numpy(folded).to(self._held.device)
+        found = (rows @ self._held.T).topk(min(count, len(self._held)), dim=1).indices
+        return found.cpu().numpy().astype(np.int32)
+
+
+def fold(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows [n, d] in at most 512 dimensions: a CountSketch of what they are.
+
+    Dimensions that are equal modulo 512 are added up, each with a random sign.
+    """
+    count = min(_FOLDED, x.shape[1])
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.float32), x.shape[1])
+    out = np.zeros((len(x), count), dtype=np.float32)
+    for start in range(0, x.shape[1], count):
+        part = x[:, start : start + count]
+        out[:, : part.shape[1]] += part * signs[start : start + count]
+    return out
+
+
+def search_lists(
+    nearest: Nearest,
+    queries_qd: torch.Tensor,
+    probes_qp: NDArray[np.int32],
+    base_bd: torch.Tensor,
+    rows_b: torch.Tensor,
+    lists_b: NDArray[np.int32],
+) -> None:
+    """Offer to each query the base rows in the lists that it probes.
+
+    Args:
+        probes_qp: the lists that each query probes.
+        lists_b: the list of each base row, ascending.
+    """
+    order = np.argsort(probes_qp, axis=None, kind="stable")
+    probed = probes_qp.ravel()[order]
+    for number in np.unique(lists_b):
+        start, stop = np.searchsorted(lists_b, [number, number + 1])
+        first, last = np.searchsorted(probed, [number, number + 1])
+        if first == last:
+            continue
+        which = torch.from_numpy(order[first:last] // probes_qp.shape[1]).to(queries_qd.device)
+        found = cosines(queries_qd[which], base_bd[start:stop])
+        nearest.offer(found, rows_b[start:stop], which)
