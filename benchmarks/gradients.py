@@ -74,7 +74,11 @@ class Workload:
             base = _random_model(SHAPES[given.shape], given.layers, self.device, self.dtype)
         else:
             base = models.load_base(settings, self.device, given.attention)
-        lora = LoraSettings(lora_r=given.lora_r, lora_targets=tuple(given.lora_targets))
+        lora = LoraSettings(
+            lora_r=given.lora_r,
+            lora_alpha=4 * given.lora_r,
+            lora_targets=tuple(given.lora_targets),
+        )
         return put_adapter(base, lora)
 
     def moments(self) -> Moments:

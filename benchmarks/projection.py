@@ -147,7 +147,7 @@ def main() -> None:
     settings = ModelSettings(model=given.model)
     rows = pool_rows(settings, given.pool, given.rows, given.max_tokens)
     base = models.load_base(settings, models.default_device())
-    model = put_adapter(base, LoraSettings(lora_r=given.lora_r))
+    model = put_adapter(base, LoraSettings(lora_r=given.lora_r, lora_alpha=4 * given.lora_r))
     whole = Unprojected({name: p.numel() for name, p in models.lora_parameters(model).items()})
     plain = plain_gradients(model, whole, rows, given.token_budget, given.save)
     print(f"{len(plain)} rows of {whole.dimensions:,} numbers, {given.dimensions} dimensions")
