@@ -59,6 +59,7 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
             receipt = workspace.read_json(f"{name}/receipt.json")
             graph[f"{name}: neighbors"] = stages[name]["settings"]["neighbors"]
             graph[f"{name}: mean similarity"] = round(receipt["mean_similarity"], 4)
+            graph[f"{name}: recall"] = _recall(receipt)
     return RunView(
         model=stages["pool"]["settings"]["model"],
         workspace=workspace.url,
@@ -73,6 +74,15 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
         settings={stage: record["settings"] for stage, record in stages.items()},
         timings=timings,
         graph=graph,
+    )
+
+
+def _recall(receipt: dict[str, Any]) -> str:
+    if not receipt["recall_rows"]:
+        return "1, by exact search"
+    return (
+        f"{receipt['recall']:.3f} ({receipt['recall_low']:.3f} to {receipt['recall_high']:.3f} with "
+        f"95 % confidence, on {receipt['recall_rows']} rows)"
     )
 
 

@@ -56,6 +56,14 @@ class Worker:
         return {"item": item, "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
+class Slow(Worker):
+    """Takes its time, so that no worker runs out of items of its kind before the other."""
+
+    def obey(self, item: str) -> dict:
+        time.sleep(0.3)
+        return super().obey(item)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     with connected("local"):
@@ -96,6 +104,15 @@ def test_a_killed_workers_two_items_are_both_done_again(tmp_path: Path) -> None:
     items = ["a", "dies-once", "b", "c"]
     assert sorted(run(tmp_path, items, workers=1, tasks_per_worker=2)) == sorted(items)
     assert calls(tmp_path, "dies-once") == 2
+
+
+def test_a_worker_keeps_to_the_kind_of_item_that_it_had(tmp_path: Path) -> None:
+    items = [f"{kind}-{i}" for i in range(4) for kind in "ab"]
+    share = Share(workers=2, num_cpus=1, num_gpus=0)
+    pool = WorkerPool(Slow, {"folder": str(tmp_path)}, share, affinity=lambda item: item[0])
+    receipts = pool.run(items, "test")
+    by_kind = {kind: {receipts[i]["pid"] for i in items if i[0] == kind} for kind in "ab"}
+    assert len(by_kind["a"]) == len(by_kind["b"]) == 1
 
 
 def test_an_item_that_fails_twice_is_done_the_third_time(tmp_path: Path) -> None:
