@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from g2is_ray import checkpoints, models
+from g2is_ray.adapted import gradient_linears
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ModelSettings, ReadSettings, build
 from g2is_ray.examples import ExampleSet
-from g2is_ray.gradients import GradientComputer, gradient_linears
+from g2is_ray.gradients import GradientComputer
 from g2is_ray.projection import Unprojected
 from g2is_ray.workspace import Workspace
 

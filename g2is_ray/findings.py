@@ -80,10 +80,8 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
 def _recall(receipt: dict[str, Any]) -> str:
     if not receipt["recall_rows"]:
         return "1, by exact search"
-    return (
-        f"{receipt['recall']:.3f} ({receipt['recall_low']:.3f} to {receipt['recall_high']:.3f} with "
-        f"95 % confidence, on {receipt['recall_rows']} rows)"
-    )
+    low, mean, high = (receipt[name] for name in ("recall_low", "recall", "recall_high"))
+    return f"{mean:.3f} ({low:.3f} to {high:.3f}, 95 %, {receipt['recall_rows']} rows)"
 
 
 def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> TargetView:

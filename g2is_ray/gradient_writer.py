@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from g2is_ray import checkpoints, models
+from g2is_ray.adapted import gradient_linears
 from g2is_ray.arrays import normalize
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, GradientSettings, ModelSettings, SeedSettings
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import gradient_files
-from g2is_ray.gradients import GradientComputer, GradientRows, gradient_linears
+from g2is_ray.gradients import GradientComputer, GradientRows
 from g2is_ray.projection import Projection, make_projection
 from g2is_ray.workspace import Workspace, part_name
 

@@ -13,7 +13,6 @@ backward pass goes no deeper than the lowest tap.
 from __future__ import annotations
 
 import importlib.util
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,15 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
 from torch.profiler import record_function
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from g2is_ray.adapted import checkpoint_layers, compile_layers, gradient_linears
 from g2is_ray.batches import IGNORED, Batch, TokenBudget, batch_end, by_length
 from g2is_ray.chat import Encoded
-from g2is_ray.errors import InputError, SettingError
+from g2is_ray.errors import SettingError
 from g2is_ray.loss import SupervisedLoss
-from g2is_ray.models import Moments, lora_parameters, parameter_name
+from g2is_ray.models import Moments
 from g2is_ray.projection import Projection, SparseProjection
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's, as LESS uses them
@@ -137,10 +135,10 @@ class GradientComputer:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if checkpointing:
-            _checkpoint_layers(model)
+            checkpoint_layers(model)
         self._adjusted, self._fused = adjusted, None
         if compiled:
-            _compile_layers(model)
+            compile_layers(model)
             self._adjusted = torch.compile(adjusted, dynamic=True)
             self._fused = _fused(projection, self._device)
         self._loss = SupervisedLoss(model)
@@ -349,31 +347,6 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _checkpoint_layers(model: PeftModel) -> None:
-    """Turn on transformers' gradient checkpointing, which it applies in training mode only.
-
-    Only the layers themselves are put into that mode; what is inside them, dropout above
-    all, stays in evaluation mode.
-    """
-    base: Any = model.get_base_model()
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
-
-
-def _compile_layers(model: PeftModel) -> None:
-    """Compile norms and whatever else of a layer has no adapter inside.
-
-    Taps work on Python's side of the backward pass, which the compiler cannot look into.
-    """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            for part in layer.children():
-                if not any("lora_" in name for name, _ in part.named_parameters()):
-                    part.compile(dynamic=True)
-
-
 def _fused(projection: Projection, device: torch.device) -> Callable[..., None] | None:
     """Adjusting and projecting in one pass, where that can be done."""
     if not isinstance(projection, SparseProjection) or device.type != "cuda":
@@ -392,61 +365,3 @@ def _fused(projection: Projection, device: torch.device) -> Callable[..., None] 
         adjust_and_project(out_bd, gradient_boi, moments, table, (BETA1, BETA2))
 
     return add
-
-
-def gradient_linears(model: PeftModel, lora_layers: str = "all") -> dict[str, torch.nn.Linear]:
-    """The LoRA linears that gradients are taken of, by their weights' name.
-
-    Args:
-        lora_layers: `all`, or `last:N` for those in the last N layers.
-
-    Raises:
-        SettingError: the adapter has parameters of another kind, or the model fewer layers.
-        InputError: the adapter has no LoRA linear.
-    """
-    found = {
-        parameter_name(f"{name}.weight"): module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and (".lora_A." in name or ".lora_B." in name)
-    }
-    if not found:
-        raise InputError("the adapter has no LoRA linear modules to take gradients of")
-    _refuse_others(model, found)
-    if lora_layers == "all":
-        return found
-    total = model.config.get_text_config().num_hidden_layers
-    first = total - int(lora_layers.removeprefix("last:"))
-    last = {name: module for name, module in found.items() if _layer(name) >= max(0, first)}
-    if first < 0 or not last:
-        raise SettingError(
-            f"lora_layers {lora_layers} does not fit: the model has {total} layers, and the "
-            f"adapter is on layers up to {max(map(_layer, found))}, counted from 0"
-        )
-    return last
-
-
-def _layer(name: str) -> int:
-    """Number of the layer that a parameter belongs to, -1 for one that is in none."""
-    number = re.search(r"\.(\d+)\.", name)
-    return int(number[1]) if number else -1
-
-
-def _refuse_others(model: PeftModel, covered: dict[str, torch.nn.Linear]) -> None:
-    for name in lora_parameters(model):
-        if name not in covered:
-            raise SettingError(
-                f"gradients are taken of LoRA linear modules only, and {name} is not the weight of "
-                "one; choose lora_targets without embeddings and convolutions, and no DoRA or bias"
-            )
-    for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            raise SettingError(
-                f"the adapter trains a whole copy of {name} (modules_to_save), and gradients are "
-                "taken of LoRA linear modules only; use an adapter without"
-            )
-    base: Any = model.get_base_model()
-    if hasattr(base.get_output_embeddings(), "lora_A"):
-        raise SettingError(
-            "the adapter is on the output layer too, whose gradient would need all logits at "
-            "once; leave that out of lora_targets"
-        )
