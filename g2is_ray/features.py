@@ -6,12 +6,15 @@ pool serves both the published and the centered method.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
+from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
 from g2is_ray.workspace import Workspace, array_bytes, part_name
 
 
@@ -28,7 +31,11 @@ def gradient_files(part: int, projected: NDArray[np.float32]) -> dict[str, bytes
 
 
 class GradientSet:
-    """Reads the gradients of a finished stage as unit rows, centered or not."""
+    """The gradients of a finished stage as unit rows, centered or not.
+
+    `take` and `blocks` (see `rows.Rows`) map the part files and form rows as they are asked
+    for; only norms and mean are held.
+    """
 
     def __init__(self, workspace: Workspace, stage: str, *, center: bool = False) -> None:
         self._workspace = workspace
@@ -48,11 +55,49 @@ class GradientSet:
 
     def read(self, part: int) -> NDArray[np.float32]:
         """Unit rows [rows, d] of a part; zero where the gradient is invalid."""
-        unit = self._array(part).astype(np.float32)
-        if self._mean is None:
-            return normalize(unit)
-        return normalize(unit * self._array(part, ".norms")[:, None], self._mean)
+        norms = None if self._mean is None else self._array(part, ".norms")
+        return self._formed(self._array(part), norms)
 
     def read_all(self) -> NDArray[np.float32]:
         """Unit rows [n, d] of every part, in order."""
         return np.concatenate([self.read(part) for part in range(self.parts)])
+
+    def _formed(
+        self, stored: NDArray[np.float16], norms: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        unit = stored.astype(np.float32)
+        return normalize(unit) if norms is None else normalize(unit * norms[:, None], self._mean)
+
+    # ---- without holding the pool ------------------------------------------------
+
+    @cached_property
+    def _mapped(self) -> MappedParts:
+        return map_parts(self._workspace, self.stage, self.parts)
+
+    @cached_property
+    def _norms(self) -> NDArray[np.float32] | None:
+        if self._mean is None:
+            return None
+        return np.concatenate([self._array(part, ".norms") for part in range(self.parts)])
+
+    @property
+    def dimensions(self) -> int:
+        return int(self._mapped.arrays[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Unit rows [m, d] in the order given."""
+        return self._formed(
+            self._mapped.take(rows), None if self._norms is None else self._norms[rows]
+        )
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """First row and unit rows [b, d] of one block after another, in order."""
+        for begin, stored in zip(self._mapped.first_rows, self._mapped.arrays, strict=False):
+            for at in range(0, len(stored), BLOCK_ROWS):
+                block = stored[at : at + BLOCK_ROWS]
+                first = int(begin) + at
+                here = slice(first, first + len(block))
+                yield first, self._formed(block, None if self._norms is None else self._norms[here])

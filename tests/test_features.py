@@ -66,3 +66,24 @@ def test_graph_by_parts_equals_the_graph_of_the_whole(workspace: Workspace, cent
     np.testing.assert_array_equal(read_neighbors(workspace, "graph/it"), whole)
     assert not np.isin(whole, [3, 15]).any()
     assert (whole[[3, 15]] == -1).all()
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_taken_rows_are_the_whole_sets_own(workspace: Workspace, center: bool) -> None:
+    held = GradientSet(workspace, "gradients", center=center)
+    rows = np.array([17, 0, 7, 6, 13, 14, 7, 3])
+    np.testing.assert_array_equal(held.take(rows), held.read_all()[rows])
+    assert held.take(rows[:0]).shape == (0, DIMENSIONS)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_blocks_are_the_whole_in_order(
+    workspace: Workspace, center: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g2is_ray.features.BLOCK_ROWS", 3)
+    held = GradientSet(workspace, "gradients", center=center)
+    firsts, blocks = zip(*held.blocks(), strict=True)
+    assert max(map(len, blocks)) == 3
+    assert list(firsts) == np.cumsum([0, *map(len, blocks)])[:-1].tolist()
+    np.testing.assert_array_equal(np.concatenate(blocks), held.read_all())
+    assert (len(held), held.dimensions) == (sum(PARTS), DIMENSIONS)
