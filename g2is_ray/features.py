@@ -6,13 +6,15 @@ pool serves both the published and the centered method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
+from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
 from g2is_ray.workspace import Workspace, array_bytes, part_name
 
 
@@ -29,7 +31,11 @@ def gradient_files(part: int, projected: NDArray[np.float32]) -> dict[str, bytes
 
 
 class GradientSet:
-    """Reads the gradients of a finished stage as unit rows, centered or not."""
+    """The gradients of a finished stage as unit rows, centered or not.
+
+    `take` and `blocks` (see `rows.Rows`) map the part files and form rows as they are asked
+    for; only norms and mean are held.
+    """
 
     def __init__(self, workspace: Workspace, stage: str, *, center: bool = False) -> None:
         self._workspace = workspace
@@ -38,30 +44,11 @@ class GradientSet:
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         self.invalid: int = receipt["invalid"]
-        self._norms = [self._array(part, ".norms") for part in range(self.parts)]
-        self.part_rows = [len(norms) for norms in self._norms]
-        self.first_rows = np.concatenate([[0], np.cumsum(self.part_rows)])
+        norms = [self._array(part, ".norms") for part in range(self.parts)]
+        self.part_rows = [len(each) for each in norms]
+        self.first_rows = np.cumsum([0, *self.part_rows])
+        self._norms = np.concatenate(norms)
         self._mean = self._pool_mean() if center else None
-
-    @property
-    def dimensions(self) -> int:
-        return int(self._array(0, ".sum").shape[0])
-
-    def valid_rows(self, parts: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """Numbers of the rows, of all parts or of some, that have a usable gradient."""
-        chosen = range(self.parts) if parts is None else parts
-        return np.concatenate(
-            [np.flatnonzero(self._norms[part] > 0) + self.first_rows[part] for part in chosen]
-        )
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Unit rows [n, d] with these numbers, in the order given."""
-        found = np.zeros((len(rows), self.dimensions), dtype=np.float32)
-        part_of = np.searchsorted(self.first_rows, rows, side="right") - 1
-        for part in np.unique(part_of):
-            which = part_of == part
-            found[which] = self.read(int(part))[rows[which] - self.first_rows[part]]
-        return found
 
     def _array(self, part: int, kind: str = "") -> NDArray[Any]:
         return self._workspace.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")
@@ -70,13 +57,50 @@ class GradientSet:
         total = sum(self._array(part, ".sum") for part in range(self.parts))
         return np.asarray(total / max(1, self.rows - self.invalid))
 
-    def read(self, part: int) -> NDArray[np.float32]:
-        """Unit rows [rows, d] of a part; zero where the gradient is invalid."""
-        unit = self._array(part).astype(np.float32)
+    @cached_property
+    def _mapped(self) -> MappedParts:
+        return map_parts(self._workspace, self.stage, self.parts)
+
+    def _formed(
+        self, stored: NDArray[np.float16], norms: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        unit = stored.astype(np.float32)
         if self._mean is None:
             return normalize(unit)
-        return normalize(unit * self._array(part, ".norms")[:, None], self._mean)
+        return normalize(unit * norms[:, None], self._mean)
+
+    @cached_property
+    def dimensions(self) -> int:
+        return int(self._mapped.arrays[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def valid_rows(self, parts: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """Numbers of the rows, of all parts or of some, that have a usable gradient."""
+        chosen = range(self.parts) if parts is None else parts
+        bounds = [self.first_rows[part : part + 2] for part in chosen]
+        return np.concatenate(
+            [first + np.flatnonzero(self._norms[first:stop] > 0) for first, stop in bounds]
+        )
+
+    def read(self, part: int) -> NDArray[np.float32]:
+        """Unit rows [rows, d] of a part; zero where the gradient is invalid."""
+        first, stop = self.first_rows[part : part + 2]
+        return self._formed(self._array(part), self._norms[first:stop])
 
     def read_all(self) -> NDArray[np.float32]:
         """Unit rows [n, d] of every part, in order."""
         return np.concatenate([self.read(part) for part in range(self.parts)])
+
+    def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Unit rows [m, d] in the order given."""
+        return self._formed(self._mapped.take(rows), self._norms[rows])
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """First row and unit rows [b, d] of one block after another, in order."""
+        for begin, stored in zip(self._mapped.first_rows, self._mapped.arrays, strict=False):
+            for at in range(0, len(stored), BLOCK_ROWS):
+                block = stored[at : at + BLOCK_ROWS]
+                first = int(begin) + at
+                yield first, self._formed(block, self._norms[first : first + len(block)])

@@ -30,7 +30,7 @@ from g2is_ray.search import (
     search_exactly,
     search_lists,
 )
-from g2is_ray.workspace import Workspace, array_bytes, part_name
+from g2is_ray.workspace import Workspace, array_bytes
 
 _TRAINING_ROWS = 48  # per list
 
@@ -249,11 +249,3 @@ def faiss_index(factory: str, dimensions: int) -> Any:
             f"graph {factory!r} is neither auto, exact, ivf nor an index that FAISS knows "
             f"({str(error).strip().splitlines()[-1][:200]})"
         ) from None
-
-
-def read_neighbors(workspace: Workspace, stage: str) -> NDArray[np.integer]:
-    """Neighbor rows [n, k] of a finished graph."""
-    parts = workspace.require(stage, "graph")["parts"]
-    return np.concatenate(
-        [workspace.read_array(f"{stage}/{part_name(p)}.neighbors.npy") for p in range(parts)]
-    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +16,20 @@ from numpy.typing import NDArray
 from g2is_ray.config import WalkSettings
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.knowledge import CoreKnowledge, core_knowledge, split_budget
-from g2is_ray.walk import Pick, walk
+from g2is_ray.rows import Rows
+from g2is_ray.walk import Neighbors, Pick, Walk, align
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_PICKS = 1000
+_PROGRESS_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a walk is to do: for each component, how many picks."""
+
+    knowledge: CoreKnowledge
+    budgets: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +46,7 @@ class Selection:
 
     def lines(self, ids: Sequence[str] | None = None) -> bytes:
         """The picks as JSON lines, in order; with the rows' ids if given, one per pick."""
-        records = [asdict(pick) for pick in self.picks]
-        for record, own in zip(records, ids or [], strict=False):
-            record["id"] = own
-        return "".join(json.dumps(record) + "\n" for record in records).encode()
+        return pick_lines(self.picks, ids)
 
     def summary(self) -> dict[str, Any]:
         """Budget, picks and components, in numbers."""
@@ -64,6 +71,14 @@ class Selection:
         }
 
 
+def pick_lines(picks: Sequence[Pick], ids: Sequence[str] | None = None) -> bytes:
+    """JSON lines of picks, with the rows' ids if given."""
+    records = [asdict(pick) for pick in picks]
+    for record, own in zip(records, ids or [], strict=False):
+        record["id"] = own
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
 def budget_of(rows: int, fraction: float) -> int:
     """Rows to select, int(rows x fraction).
 
@@ -78,8 +93,30 @@ def budget_of(rows: int, fraction: float) -> int:
     return budget
 
 
+def plan(x: Rows, target: NDArray[np.floating], settings: WalkSettings) -> Plan:
+    """Take the target's components, and split the budget over them.
+
+    Args:
+        x: pool gradients.
+        target: target gradients [m, d]; rows of zeros are left out.
+
+    Raises:
+        InputError: dimensions differ, or the target has no components.
+        SettingError: the budget is less than one row.
+    """
+    check_shapes(len(x), x.dimensions, target, settings)
+    knowledge = core_knowledge(
+        target[np.any(target != 0, axis=1)],
+        explained_variance=settings.explained_variance,
+        pca=settings.pca,
+        orient=settings.orient,
+    )
+    budget = budget_of(len(x), settings.fraction)
+    return Plan(knowledge=knowledge, budgets=split_budget(budget, knowledge.weights))
+
+
 def check_shapes(
-    x: NDArray[np.floating], target: NDArray[np.floating], settings: WalkSettings
+    rows: int, dimensions: int, target: NDArray[np.floating], settings: WalkSettings
 ) -> None:
     """Refuse what `select` cannot work with, before a graph is built for it.
 
@@ -87,56 +124,82 @@ def check_shapes(
         InputError: dimensions differ.
         SettingError: the budget is less than one row.
     """
-    if x.shape[1] != target.shape[1]:
+    if dimensions != target.shape[1]:
         raise InputError(
-            f"pool gradients have {x.shape[1]} dimensions, but target gradients {target.shape[1]}"
+            f"pool gradients have {dimensions} dimensions, but target gradients {target.shape[1]}"
         )
-    budget_of(len(x), settings.fraction)
+    budget_of(rows, settings.fraction)
 
 
 def select(
-    x: NDArray[np.float32],
-    neighbors: NDArray[np.integer],
-    target: NDArray[np.floating],
-    settings: WalkSettings,
+    x: Rows, neighbors: Neighbors, target: NDArray[np.floating], settings: WalkSettings
 ) -> Selection:
-    """Select rows of the pool for a target.
+    """Select rows of the pool for a target; the arguments are as those of `plan` and `Walk`."""
+    planned = plan(x, target, settings)
+    [along], valid = align(x, [planned.knowledge.components])
+    walk = Walk(
+        x, neighbors, along, valid, delta=settings.delta, on_exhausted=settings.on_exhausted
+    )
+    return carry_out(planned, walk, "walk")
+
+
+def carry_out(
+    planned: Plan,
+    walk: Walk,
+    label: str,
+    *,
+    earlier: Sequence[list[Pick]] = (),
+    save: Callable[[int, list[Pick]], None] | None = None,
+) -> Selection:
+    """Walk component by component.
 
     Args:
-        x: pool gradients [n, d], unit rows; rows of zeros are invalid.
-        neighbors: [n, k] rows of `x` in descending similarity.
-        target: target gradients [m, d]; rows of zeros are left out.
-
-    Raises:
-        InputError: dimensions differ, or the target has no components.
-        SettingError: the budget is less than one row.
+        walk: a new walk over the plan's components.
+        label: heads the log lines.
+        earlier: picks of the first components, if an earlier walk finished those.
+        save: is given each further component and its picks as soon as they are made.
     """
-    check_shapes(x, target, settings)
-    budget = budget_of(len(x), settings.fraction)
-    knowledge = core_knowledge(
-        target[np.any(target != 0, axis=1)],
-        explained_variance=settings.explained_variance,
-        pca=settings.pca,
-        orient=settings.orient,
-    )
-    budgets = split_budget(budget, knowledge.weights)
-    picks = []
-    for pick in walk(
-        x,
-        neighbors,
-        knowledge.components,
-        budgets,
-        delta=settings.delta,
-        on_exhausted=settings.on_exhausted,
-    ):
-        picks.append(pick)
-        if len(picks) % _PROGRESS_PICKS == 0:
-            log.info("walk: %d of %d picked", len(picks), budget)
+    budget, picks = sum(planned.budgets), [pick for piece in earlier for pick in piece]
+    walk.repeat(picks)
+    progress = _Progress(label, budget, len(picks))
+    for component in range(len(earlier), len(planned.budgets)):
+        own = []
+        for pick in walk.component(component, planned.budgets[component]):
+            own.append(pick)
+            progress.step(len(picks) + len(own))
+        picks += own
+        if save:
+            save(component, own)
     if len(picks) < budget:
         why = (
             "every usable row is picked"
-            if settings.on_exhausted == "restart"
+            if walk.on_exhausted == "restart"
             else "nothing else qualified, and on_exhausted is stop"
         )
-        log.warning("walk: %d of %d picked: %s", len(picks), budget, why)
-    return Selection(picks=picks, knowledge=knowledge, budgets=budgets)
+        log.warning("%s: %d of %d picked: %s", label, len(picks), budget, why)
+    return Selection(picks=picks, knowledge=planned.knowledge, budgets=planned.budgets)
+
+
+class _Progress:
+    """A log line every so often: picks, their rate, and the time left at that rate."""
+
+    def __init__(self, label: str, budget: int, earlier: int) -> None:
+        self._label, self._budget, self._earlier = label, budget, earlier
+        self._began = self._said = time.monotonic()
+        if earlier:
+            log.info("%s: %d of %d were picked before", label, earlier, budget)
+
+    def step(self, picked: int) -> None:
+        now = time.monotonic()
+        if now - self._said < _PROGRESS_SECONDS:
+            return
+        self._said = now
+        rate = (picked - self._earlier) / (now - self._began)
+        log.info(
+            "%s: %d of %d picked, %.1f a second, about %.0f s left",
+            self._label,
+            picked,
+            self._budget,
+            rate,
+            (self._budget - picked) / rate,
+        )

@@ -2,20 +2,36 @@
 
 Source: G2IS (arXiv 2502.11062), section 3, as its authors' code does it. `restart` goes
 beyond it: a budget that conflicts would leave unspent is spent from a new anchor.
+
+The pool is never held. One pass gives c·x of every row with every component; after that
+only candidates are read. What is held is 4 bytes per row and component, about 40 per row
+for the component at hand, and the picks since its last anchor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from g2is_ray.rows import Rows
+
 Step = Literal["anchor", "neighbor", "fallback"]
 
-_FIRST_BLOCK = 64  # candidates a fallback looks at first; doubled from block to block
+_FIRST_BLOCK = 16  # candidates looked at first; doubled from block to block
+_BLOCK_NUMBERS = 2**22  # float32 numbers of the largest block: 16 MiB
+_FIRST_MEMBERS = 32  # members compared with first; doubled from chunk to chunk
+
+
+class Neighbors(Protocol):
+    """A kNN graph [n, k]."""
+
+    def __getitem__(self, row: int) -> NDArray[np.integer]:
+        """Neighbors of a row in descending similarity; negative entries are ignored."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,32 +45,213 @@ class Pick:
     similarity: float  # cosine: of a neighbor to the pick before it, otherwise to the component
 
 
+def align(
+    x: Rows, sets: Sequence[NDArray[np.floating]]
+) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
+    """Compare every row with sets of components [c, d], in one pass over the pool.
+
+    Returns:
+        For each set the dot products, float32 [c, n], the same to the last digit whatever the
+        other sets are; and which rows are valid, that is not zero, [n].
+    """
+    sets = [np.asarray(components, dtype=np.float32) for components in sets]
+    along = [np.empty((len(components), len(x)), dtype=np.float32) for components in sets]
+    valid = np.empty(len(x), dtype=bool)
+    for first, block in x.blocks():
+        here = slice(first, first + len(block))
+        for components, own in zip(sets, along, strict=True):
+            own[:, here] = (block @ components.T).T
+        valid[here] = np.any(block, axis=1)
+    return along, valid
+
+
+class Walk:
+    """Picks rows for one component after another; no row is picked twice.
+
+    Args:
+        x: pool gradients.
+        neighbors: the pool's kNN graph.
+        along: dot products [c, n] of the components with the rows, see `align`.
+        valid: which rows [n] may be picked.
+        delta: share of the path's |cos| with the component that a step must keep.
+        on_exhausted: end a component early, or go on from its next anchor.
+    """
+
+    def __init__(
+        self,
+        x: Rows,
+        neighbors: Neighbors,
+        along: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+        *,
+        delta: float,
+        on_exhausted: Literal["stop", "restart"],
+    ) -> None:
+        self._x, self._neighbors, self._along = x, neighbors, along
+        self._free = valid.copy()  # not yet picked, and valid
+        self._delta, self.on_exhausted = delta, on_exhausted
+        self._rank = 0
+
+    def repeat(self, picks: Iterable[Pick]) -> None:
+        """Take picks of an earlier walk as made, instead of looking for them."""
+        for pick in picks:
+            self._free[pick.row] = False
+            self._rank = pick.rank + 1
+
+    def component(self, index: int, budget: int) -> Iterator[Pick]:
+        """Make up to `budget` picks for the component, in order."""
+        along = self._along[index]
+        order = np.argsort(-along, kind="stable")
+        path = None
+        for _ in range(budget):
+            step: Step = "neighbor"
+            found = path.next_neighbor(self._neighbors) if path else None
+            if path and found is None:
+                step, found = "fallback", path.fallback()
+            if found is None:
+                if path and self.on_exhausted == "stop":
+                    return
+                order = order[self._free[order]]
+                if not len(order):
+                    return
+                path = _Path(self._x, along, order, self._free, self._delta)
+                step, found = "anchor", path.anchor()
+            row, similarity = found
+            yield Pick(rank=self._rank, row=row, component=index, step=step, similarity=similarity)
+            self._rank += 1
+
+
+Found = tuple[int, float]  # a row, and its similarity as in `Pick`
+
+
 class _Path:
-    """The examples picked since the last anchor (S), all against one component."""
+    """The examples picked since the last anchor (S), and what each candidate has to do with them.
 
-    def __init__(self, component: NDArray[np.float32], dimensions: int, capacity: int) -> None:
-        self.component = component
-        self.members = np.empty((capacity, dimensions), dtype=np.float32)  # [picks, d]
-        self.length = 0
-        self.squared_norm = 0.0  # |sum of S|^2
-        self.along = 0.0  # (sum of S) . component
+    S only grows, so a dot product of a candidate with a member stays what it is:
 
-    def add(self, x_d: NDArray[np.float32]) -> None:
-        past = self.members[: self.length] @ x_d
-        self.squared_norm += float(2 * past.sum(dtype=np.float64)) + float(x_d @ x_d)
-        self.along += float(x_d @ self.component)
-        self.members[self.length] = x_d
-        self.length += 1
+    1. Each is formed once. A row remembers how many members it was compared with, from the
+       first on, and the sum of those products.
+    2. A row that conflicts with a member is never looked at again.
+    3. A row that was looked at by a fallback, does not conflict, but would not have kept the
+       path consistent, waits: it comes before all rows that no fallback looked at.
 
-    def accepts(self, x_bd: NDArray[np.float32], delta: float) -> NDArray[np.bool_]:
-        """Which candidates [b, d] conflict with no member and keep the path consistent."""
-        dots_bs = x_bd @ self.members[: self.length].T
-        no_conflict = (dots_bs >= 0).all(axis=1)
+    Args:
+        order: rows that may be picked, in descending c·x.
+        free: rows [n] that nobody has picked; picks are marked here.
+    """
+
+    def __init__(
+        self,
+        x: Rows,
+        along: NDArray[np.float32],
+        order: NDArray[np.integer],
+        free: NDArray[np.bool_],
+        delta: float,
+    ) -> None:
+        self._x, self._along, self._order, self._free = x, along, order, free
+        self._delta = delta
+        self._members = np.empty((_FIRST_MEMBERS, x.dimensions), dtype=np.float32)
+        self._length = 0
+        self._last = -1
+        self._squared_norm = 0.0  # |sum of S|^2
+        self._sum_along = 0.0  # (sum of S) · c
+        self._compared = np.zeros(len(x), dtype=np.int32)  # members compared with
+        self._sums = np.zeros(len(x))  # of the dot products with those
+        self._latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
+        self._conflicts = np.zeros(len(x), dtype=bool)
+        self._waiting = order[:0]
+        self._ahead = 0  # where in `order` no fallback has been yet
+        self._most = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)
+
+    def anchor(self) -> Found:
+        """Pick the row with the largest c·x."""
+        row = self._order[:1]
+        self._add(int(row[0]), self._x.take(row)[0])
+        return self._last, float(self._along[self._last])
+
+    def next_neighbor(self, neighbors: Neighbors) -> Found | None:
+        """Pick the neighbor most similar to the last pick, of those that qualify."""
+        near = neighbors[self._last]
+        if not self._pick_first(self._open(near[near >= 0])):
+            return None
+        return self._last, float(self._latest[self._last])
+
+    def fallback(self) -> Found | None:
+        """Pick the row with the largest c·x, of those that qualify."""
+        self._waiting = self._open(self._waiting)
+        picked, size = self._pick_first(self._waiting), _FIRST_BLOCK
+        while not picked and self._ahead < len(self._order):
+            block = self._open(self._order[self._ahead : self._ahead + size])
+            self._ahead += size
+            picked, size = self._pick_from(block), min(2 * size, self._most)
+            self._waiting = np.concatenate([self._waiting, self._open(block)])
+        return (self._last, float(self._along[self._last])) if picked else None
+
+    def _open(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        return rows[self._free[rows] & ~self._conflicts[rows]]
+
+    def _pick_first(self, candidates: NDArray[np.integer]) -> bool:
+        start, size = 0, _FIRST_BLOCK
+        while start < len(candidates):
+            if self._pick_from(candidates[start : start + size]):
+                return True
+            start, size = start + size, min(2 * size, self._most)
+        return False
+
+    def _pick_from(self, rows: NDArray[np.integer]) -> bool:
+        """Pick the first of `rows` that qualifies, if there is one."""
+        x_bd = self._x.take(rows)
+        self._compare(rows, x_bd)
+        accepted = self._accepted(rows, x_bd)
+        if not len(accepted):
+            return False
+        self._add(int(rows[accepted[0]]), x_bd[accepted[0]])
+        return True
+
+    def _compare(self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]) -> None:
+        """Compare rows with the members they were not compared with yet, up to a conflict."""
+        compared = self._compared[rows]
+        for start in np.unique(compared):
+            here = np.flatnonzero(compared == start)
+            size = _FIRST_MEMBERS
+            while start < self._length and len(here):
+                end = min(start + size, self._length)
+                dots_bs = dot_products(x_bd[here], self._members[start:end])
+                agrees = (dots_bs >= 0).all(axis=1)
+                self._conflicts[rows[here[~agrees]]] = True
+                here, dots_bs = here[agrees], dots_bs[agrees]
+                self._sums[rows[here]] += dots_bs.sum(axis=1, dtype=np.float64)
+                self._latest[rows[here]] = dots_bs[:, -1]
+                start, size = end, 2 * size
+            self._compared[rows[here]] = self._length
+
+    def _accepted(
+        self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]
+    ) -> NDArray[np.integer]:
+        """Which candidates, by index, conflict with no member and keep the path consistent."""
+        here = np.flatnonzero(~self._conflicts[rows])
+        rows, x_bd = rows[here], x_bd[here]
         norms = np.einsum("bd,bd->b", x_bd, x_bd, dtype=np.float64)
-        squared = self.squared_norm + 2 * dots_bs.sum(axis=1, dtype=np.float64) + norms
-        along = self.along + (x_bd @ self.component).astype(np.float64)
-        now = _cosine(self.along, self.squared_norm)
-        return no_conflict & (_cosine(along, squared) >= delta * now)
+        squared = self._squared_norm + 2 * self._sums[rows] + norms
+        along = self._sum_along + self._along[rows].astype(np.float64)
+        now = _cosine(self._sum_along, self._squared_norm)
+        return here[_cosine(along, squared) >= self._delta * now]
+
+    def _add(self, row: int, x_d: NDArray[np.float32]) -> None:
+        if self._length == len(self._members):
+            more = np.empty_like(self._members)
+            self._members = np.concatenate([self._members, more])
+        self._members[self._length] = x_d
+        self._length += 1
+        self._squared_norm += 2 * float(self._sums[row]) + float(x_d @ x_d)
+        self._sum_along += float(self._along[row])
+        self._free[row] = False
+        self._last = row
+
+
+def dot_products(x_bd: NDArray[np.float32], members_sd: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All dot products [b, s] of candidates with members; nothing else forms any."""
+    return x_bd @ members_sd.T
 
 
 def _cosine(along: NDArray[np.float64] | float, squared_norm: NDArray[np.float64] | float):  # type: ignore[no-untyped-def]
@@ -63,83 +260,16 @@ def _cosine(along: NDArray[np.float64] | float, squared_norm: NDArray[np.float64
 
 
 def walk(
-    x: NDArray[np.float32],
-    neighbors: NDArray[np.integer],
+    x: Rows,
+    neighbors: Neighbors,
     components: NDArray[np.floating],
     budgets: Sequence[int],
     *,
     delta: float,
     on_exhausted: Literal["stop", "restart"],
 ) -> Iterator[Pick]:
-    """Pick rows for each component in turn; no row is picked twice.
-
-    Args:
-        x: pool gradients [n, d], unit rows; a zero row is invalid and is never picked.
-        neighbors: [n, k] rows of `x` in descending similarity; negative entries are ignored.
-        components: [c, d], unit rows.
-        budgets: picks for each component.
-        delta: share of the path's |cos| with the component that a step must keep.
-        on_exhausted: end the component early, or go on from its next anchor.
-
-    Yields:
-        Picks in the order they are made.
-    """
-    free = np.linalg.norm(x, axis=1) > 0  # not yet picked, and valid
-    rank = 0
-    for index, (component, budget) in enumerate(zip(components, budgets, strict=True)):
-        for step, row, similarity in _walk_component(
-            x, neighbors, component.astype(np.float32), budget, free, delta, on_exhausted
-        ):
-            yield Pick(rank=rank, row=row, component=index, step=step, similarity=similarity)
-            rank += 1
-
-
-def _walk_component(
-    x: NDArray[np.float32],
-    neighbors: NDArray[np.integer],
-    component: NDArray[np.float32],
-    budget: int,
-    free: NDArray[np.bool_],
-    delta: float,
-    on_exhausted: Literal["stop", "restart"],
-) -> Iterator[tuple[Step, int, float]]:
-    along = x @ component
-    order = np.argsort(-along, kind="stable")
-    path = _Path(component, x.shape[1], budget)
-    last = -1
-    for picked in range(budget):
-        row: int = -1
-        step: Step = "anchor"
-        if path.length:
-            near = neighbors[last]
-            near = near[near >= 0]
-            row, step = _first(x, near[free[near]], path, delta), "neighbor"
-            if row < 0:
-                row, step = _first(x, order[free[order]], path, delta), "fallback"
-        if row < 0:
-            if path.length and on_exhausted == "stop":
-                return
-            left = order[free[order]]
-            if not len(left):
-                return
-            path = _Path(component, x.shape[1], budget - picked)
-            row, step = int(left[0]), "anchor"
-        similarity = float(x[last] @ x[row]) if step == "neighbor" else float(along[row])
-        path.add(x[row])
-        free[row] = False
-        last = row
-        yield step, row, similarity
-
-
-def _first(
-    x: NDArray[np.float32], candidates: NDArray[np.integer], path: _Path, delta: float
-) -> int:
-    """The first of `candidates` that the path accepts, or -1."""
-    start, size = 0, _FIRST_BLOCK
-    while start < len(candidates):
-        block = candidates[start : start + size]
-        accepted = np.flatnonzero(path.accepts(x[block], delta))
-        if len(accepted):
-            return int(block[accepted[0]])
-        start, size = start + size, size * 2
-    return -1
+    """Pick rows for each of the components [c, d], unit rows, in turn; see `Walk`."""
+    [along], valid = align(x, [components])
+    walked = Walk(x, neighbors, along, valid, delta=delta, on_exhausted=on_exhausted)
+    for index, budget in enumerate(budgets):
+        yield from walked.component(index, budget)

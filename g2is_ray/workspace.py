@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,28 @@ class Workspace:
     def read_array(self, path: str) -> NDArray[Any]:
         try:
             return np.load(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
+        except (ValueError, EOFError):
+            raise self.damaged(path) from None
+
+    def map_array(self, path: str) -> NDArray[Any]:
+        """The array of a `.npy` file, read from disk as it is used; read-only.
+
+        A remote file is copied to a temporary one that goes with the array.
+        """
+        if self.is_local:
+            return self._mapped(path, self._full(path))
+        with tempfile.NamedTemporaryFile(suffix=".npy") as copy:
+            try:
+                self._fs.get_file(self._full(path), copy.name)
+            except FileNotFoundError:
+                raise WorkspaceError(f"{self.location(path)} is missing") from None
+            return self._mapped(path, copy.name)  # a mapping outlives its file's name
+
+    def _mapped(self, path: str, file: str) -> NDArray[Any]:
+        try:
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise WorkspaceError(f"{self.location(path)} is missing") from None
         except (ValueError, EOFError):
             raise self.damaged(path) from None
 

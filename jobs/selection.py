@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +23,11 @@ from g2is_ray.config import (
 )
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
-from g2is_ray.graph import read_neighbors
 from g2is_ray.layout import graph_stage
-from g2is_ray.selection import select
-from g2is_ray.workspace import STAGE_RECEIPT
+from g2is_ray.rows import map_neighbors
+from g2is_ray.selection import carry_out, pick_lines, plan
+from g2is_ray.walk import Pick, Walk, align
+from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 from jobs.graph import graph_settings
 from jobs.ingest import pool_settings
 from jobs.session import Session
@@ -30,56 +35,121 @@ from jobs.session import Session
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A selection to be made by a walk."""
+
+    variant: str
+    target: str
+    graph: GraphSettings
+    walk: WalkSettings
+
+    @property
+    def stage(self) -> str:
+        return f"selections/{self.variant}"
+
+
 def select_rows(session: Session) -> None:
     """Write `selections/T` and its baselines `selections/T@NAME` for each target T."""
-    for name in session.targets():
-        graph = graph_settings(session, name)
-        settings = session.settings(WalkSettings, f"selections/{name}")
-        _walk(session, name, name, graph, settings)
-        for baseline in session.settings(ComparisonSettings, f"selections/{name}").baselines:
-            variant = f"{name}@{baseline}"
-            if baseline == "random":
-                _random(session, name, variant)
-            else:
-                overlay = PRESETS[baseline]
-                _walk(
-                    session,
-                    name,
-                    variant,
-                    build(GraphSettings, as_dict(graph) | overlay),
-                    build(WalkSettings, as_dict(settings) | overlay),
-                )
+    names = session.targets()
+    tasks = [task for name in names for task in _tasks(session, name)]
+    left = [task for task in tasks if _begin(session, task)]
+    for center in (True, False):
+        _walk_all(session, [task for task in left if task.graph.center == center])
+    for name in names:
+        if "random" in _baselines(session, name):
+            _random(session, name, f"{name}@random")
 
 
-def _walk(
-    session: Session, target: str, variant: str, graph: GraphSettings, settings: WalkSettings
-) -> None:
+def _baselines(session: Session, name: str) -> tuple[str, ...]:
+    return session.settings(ComparisonSettings, f"selections/{name}").baselines
+
+
+def _tasks(session: Session, name: str) -> Iterator[_Task]:
+    graph = graph_settings(session, name)
+    settings = session.settings(WalkSettings, f"selections/{name}")
+    yield _Task(variant=name, target=name, graph=graph, walk=settings)
+    for baseline in _baselines(session, name):
+        if baseline in PRESETS:
+            overlay = PRESETS[baseline]
+            yield _Task(
+                variant=f"{name}@{baseline}",
+                target=name,
+                graph=build(GraphSettings, as_dict(graph) | overlay),
+                walk=build(WalkSettings, as_dict(settings) | overlay),
+            )
+
+
+def _begin(session: Session, task: _Task) -> bool:
+    """Record what makes the selection; whether it is still to be made."""
     workspace = session.workspace
-    graph_folder, target_folder = graph_stage(graph.center), f"targets/{target}/gradients"
-    workspace.require(graph_folder, "graph" if graph.center else "graph --no-center")
+    graph_folder, target_folder = graph_stage(task.graph.center), f"targets/{task.target}/gradients"
+    workspace.require(graph_folder, "graph" if task.graph.center else "graph --no-center")
     workspace.require(target_folder, "gradients")
-    stage = f"selections/{variant}"
-    comparison = session.settings(ComparisonSettings, f"selections/{target}")
+    comparison = session.settings(ComparisonSettings, f"selections/{task.target}")
     session.begin(
-        stage,
-        graph,
-        settings,
+        task.stage,
+        task.graph,
+        task.walk,
         inputs=["gradients", graph_folder, target_folder],
         remember=as_dict(comparison),
     )
-    if workspace.receipt(stage):
-        log.info("%s: already done", stage)
+    if workspace.receipt(task.stage):
+        log.info("%s: already done", task.stage)
+        return False
+    return True
+
+
+def _walk_all(session: Session, tasks: Sequence[_Task]) -> None:
+    """Make selections that read the pool's rows alike, after one pass over it for them all."""
+    if not tasks:
         return
-    began = time.monotonic()
-    selection = select(
-        GradientSet(workspace, "gradients", center=graph.center).read_all(),
-        read_neighbors(workspace, graph_folder),
-        GradientSet(workspace, target_folder).read_all(),
-        settings,
-    )
-    held = ExampleSet(workspace, "pool").take(selection.rows, ["id", "record"])
-    lines = selection.lines([row["id"] for row in held])
-    _commit(session, stage, lines, held, selection.summary(), began)
+    workspace, began = session.workspace, time.monotonic()
+    x = GradientSet(workspace, "gradients", center=tasks[0].graph.center)
+    neighbors = map_neighbors(workspace, graph_stage(tasks[0].graph.center))
+    plans = [
+        plan(x, GradientSet(workspace, f"targets/{task.target}/gradients").read_all(), task.walk)
+        for task in tasks
+    ]
+    along, valid = align(x, [one.knowledge.components for one in plans])
+    each_pass = (time.monotonic() - began) / len(tasks)
+    log.info("walk: one pass over %d rows for %d selections", len(x), len(tasks))
+    for task, planned, own in zip(tasks, plans, along, strict=True):
+        began = time.monotonic()
+        walk = Walk(
+            x, neighbors, own, valid, delta=task.walk.delta, on_exhausted=task.walk.on_exhausted
+        )
+        selection = carry_out(
+            planned,
+            walk,
+            task.stage,
+            earlier=list(_finished(workspace, task.stage)),
+            save=partial(_save, workspace, task.stage),
+        )
+        held = ExampleSet(workspace, "pool").take(selection.rows, ["id", "record"])
+        lines = selection.lines([row["id"] for row in held])
+        seconds = each_pass + time.monotonic() - began
+        _commit(session, task.stage, lines, held, selection.summary(), seconds)
+
+
+def _finished(workspace: Workspace, stage: str) -> Iterator[list[Pick]]:
+    """Picks of the first components, as far as an earlier run came."""
+    for component in itertools.count():
+        name = _piece(component)
+        if workspace.receipt(stage, name) is None:
+            return
+        lines = workspace.read_bytes(f"{stage}/{name}.jsonl").splitlines()
+        yield [Pick(**json.loads(line)) for line in lines]
+
+
+def _save(workspace: Workspace, stage: str, component: int, picks: list[Pick]) -> None:
+    name = _piece(component)
+    files = {f"{name}.jsonl": pick_lines(picks)}
+    workspace.commit(stage, name, files, {"picks": len(picks)})
+
+
+def _piece(component: int) -> str:
+    return f"component-{component:05d}"
 
 
 def _random(session: Session, target: str, variant: str) -> None:
@@ -104,7 +174,7 @@ def _random(session: Session, target: str, variant: str) -> None:
     ]
     lines = "".join(json.dumps(pick) + "\n" for pick in picks).encode()
     summary = {"budget": len(rows), "selected": len(rows), "components": 0, "per_component": []}
-    _commit(session, stage, lines, held, summary, began)
+    _commit(session, stage, lines, held, summary, time.monotonic() - began)
 
 
 def _commit(
@@ -113,14 +183,14 @@ def _commit(
     lines: bytes,
     held: list[dict[str, Any]],
     summary: dict[str, Any],
-    began: float,
+    seconds: float,
 ) -> None:
     files = {
         "selection.jsonl": lines,
         "selected.jsonl": "".join(row["record"] + "\n" for row in held).encode(),
         "summary.json": (json.dumps(summary, indent=1) + "\n").encode(),
     }
-    facts = {**summary, "seconds": round(time.monotonic() - began, 3)}
+    facts = {**summary, "seconds": round(seconds, 3)}
     session.workspace.commit(stage, STAGE_RECEIPT, files, facts)
     log.info("%s: %d of %d selected", stage, summary["selected"], summary["budget"])
 

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from g2is_ray.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
 from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
 from g2is_ray.errors import SettingError
+from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
 from g2is_ray.selection import check_shapes, select
 from g2is_ray.workspace import Workspace
@@ -55,7 +56,7 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
         raise SettingError("graph and neighbors exclude each other: a given graph has its own k")
     raw = gradients_from(arrays.train)
     target = gradients_from(arrays.target)
-    check_shapes(raw, target, settings)
+    check_shapes(len(raw), raw.shape[1], target, settings)
     output = Workspace(arrays.output)
     x = normalize(raw, mean_of_valid(raw) if arrays.center else None)
     neighbors = (
@@ -63,7 +64,7 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
         if arrays.graph is None
         else neighbors_from(arrays.graph, len(x))
     )
-    selection = select(x, neighbors, target, settings)
+    selection = select(ArrayRows(x), neighbors, target, settings)
     summary = selection.summary()
     output.write_bytes("selection.jsonl", selection.lines())
     output.write_json("summary.json", summary)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from g2is_ray.features import GradientSet, gradient_files
-from g2is_ray.graph import GraphWriter, knn_graph, read_neighbors
 from g2is_ray.workspace import Workspace, part_name
 
 PARTS = (7, 7, 4)
@@ -57,12 +56,21 @@ def test_centering_subtracts_the_mean_of_the_valid_rows(
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_graph_by_parts_equals_the_graph_of_the_whole(workspace: Workspace, center: bool) -> None:
-    writer = GraphWriter(workspace, "graph/it", 5, center)
-    for part in reversed(range(len(PARTS))):
-        writer.write(part)
-    workspace.conclude("graph/it", {"parts": len(PARTS)})
-    whole = knn_graph(GradientSet(workspace, "gradients", center=center).read_all(), 5)
-    np.testing.assert_array_equal(read_neighbors(workspace, "graph/it"), whole)
-    assert not np.isin(whole, [3, 15]).any()
-    assert (whole[[3, 15]] == -1).all()
+def test_taken_rows_are_the_whole_sets_own(workspace: Workspace, center: bool) -> None:
+    held = GradientSet(workspace, "gradients", center=center)
+    rows = np.array([17, 0, 7, 6, 13, 14, 7, 3])
+    np.testing.assert_array_equal(held.take(rows), held.read_all()[rows])
+    assert held.take(rows[:0]).shape == (0, DIMENSIONS)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_blocks_are_the_whole_in_order(
+    workspace: Workspace, center: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g2is_ray.features.BLOCK_ROWS", 3)
+    held = GradientSet(workspace, "gradients", center=center)
+    firsts, blocks = zip(*held.blocks(), strict=True)
+    assert max(map(len, blocks)) == 3
+    assert list(firsts) == np.cumsum([0, *map(len, blocks)])[:-1].tolist()
+    np.testing.assert_array_equal(np.concatenate(blocks), held.read_all())
+    assert (len(held), held.dimensions) == (sum(PARTS), DIMENSIONS)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from g2is_ray.config import WalkSettings, build, fields_of
-from g2is_ray.graph import knn_graph
+from g2is_ray.search import knn_graph
 from jobs.cli import _parser
 from jobs.walk import DEFAULTS, ArraySettings
 
@@ -204,15 +203,3 @@ def test_a_refused_walk_leaves_an_earlier_result_alone(g2is, refused):
     before = {file.name: file.read_bytes() for file in Path("out").iterdir()}
     refused(*walk("--fraction", "0.2", target="none.npy"))
     assert {file.name: file.read_bytes() for file in Path("out").iterdir()} == before
-
-
-@pytest.mark.parametrize("other", ["faiss-gpu", "faiss-gpu-cu12"])
-def test_two_faiss_packages_are_refused_by_name(other, refused, monkeypatch):
-    pytest.importorskip("faiss")
-    info = Path(f"site/{other.replace('-', '_')}-1.0.dist-info")
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {other}\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(str(info.parent.resolve()))
-    sentence = refused(*walk("--fraction", "0.5"))
-    assert re.match(rf"faiss-\w+ and {other} are both installed", sentence)
-    assert "g2is-ray[cpu] or g2is-ray[gpu]" in sentence

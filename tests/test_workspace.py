@@ -290,3 +290,29 @@ def test_a_full_disk_keeps_what_is_finished_and_goes_on_with_space(
         for path in (receipt, receipt.with_suffix(".parquet")):
             assert path.stat().st_ino == kept[path]
     assert json.loads((folder / "ws/pool/receipt.json").read_text())["rows"] == 60
+
+
+def test_a_mapped_array_is_what_was_written_and_read_only(any_workspace):
+    any_workspace.write_bytes("a.npy", array_bytes(np.arange(6)))
+    array = any_workspace.map_array("a.npy")
+    assert isinstance(array, np.memmap)
+    assert not array.flags.writeable
+    assert array.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_mapped_remote_array_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    remote = Workspace("memory://g2is-test")
+    remote.write_bytes("a.npy", array_bytes(np.arange(6)))
+    array = remote.map_array("a.npy")
+    assert not list(tmp_path.iterdir())
+    assert array.tolist() == [0, 1, 2, 3, 4, 5]
+    remote.remove("")
+
+
+def test_missing_and_damaged_arrays_are_named_when_mapped(any_workspace):
+    with pytest.raises(WorkspaceError, match=r"a\.npy is missing"):
+        any_workspace.map_array("a.npy")
+    any_workspace.write_bytes("a.npy", array_bytes(np.arange(6))[:-8])
+    with pytest.raises(WorkspaceError, match=r"a\.npy is damaged"):
+        any_workspace.map_array("a.npy")

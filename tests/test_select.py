@@ -1,0 +1,216 @@
+"""`g2is select` over a workspace: several targets, without the pool in memory, resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from g2is_ray.config import PRESETS, WalkSettings
+from g2is_ray.examples import SCHEMA
+from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.graph import knn_graph
+from g2is_ray.layout import graph_stage
+from g2is_ray.rows import ArrayRows
+from g2is_ray.selection import select
+from g2is_ray.workspace import Workspace, array_bytes, part_name
+
+PART_ROWS, PARTS, DIMENSIONS = 40, 6, 24
+ROWS = PART_ROWS * PARTS
+TARGETS = ("code", "law", "math")
+SETTINGS = {"fraction": 0.2, "explained_variance": 0.9}
+
+
+def clustered(rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Gradients [n, d] around eight centers and a common direction; the same centers always."""
+    centers = np.random.default_rng(7).standard_normal((9, DIMENSIONS))
+    own = centers[rng.integers(0, 8, rows)] + rng.standard_normal((rows, DIMENSIONS)) + centers[8]
+    return own.astype(np.float32)
+
+
+def write_gradients(held: Workspace, stage: str, x: np.ndarray) -> None:
+    held.begin(stage, {})
+    parts = [x[first : first + PART_ROWS] for first in range(0, len(x), PART_ROWS)]
+    for part, own in enumerate(parts):
+        held.commit(stage, part_name(part), gradient_files(part, own), {"rows": len(own)})
+    invalid = int((~x.any(axis=1)).sum())
+    held.conclude(stage, {"rows": len(x), "parts": len(parts), "invalid": invalid})
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[str], Workspace]:
+    """Makes a workspace of that name with everything that `g2is select` reads."""
+
+    def build(name: str) -> Workspace:
+        held, rng = Workspace(str(tmp_path / name)), np.random.default_rng(0)
+        x = clustered(ROWS, rng)
+        x[[5, 100]] = 0
+        model = {"model": "none"}
+        held.begin("pool", model, arguments=model)
+        for part in range(PARTS):
+            first = part * PART_ROWS
+            rows = [
+                {"id": f"id-{row}", "record": json.dumps({"row": row})}
+                for row in range(first, first + PART_ROWS)
+            ]
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+            held.write_bytes(f"pool/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
+        held.conclude("pool", {"rows": ROWS, "parts": PARTS, "part_rows": PART_ROWS})
+        write_gradients(held, "gradients", x)
+        for target in TARGETS:
+            held.begin(f"targets/{target}/val", {})
+            write_gradients(held, f"targets/{target}/gradients", clustered(12, rng))
+        for center in (True, False):
+            stage = graph_stage(center)
+            held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
+            near = knn_graph(GradientSet(held, "gradients", center=center).read_all(), 6)
+            for part, own in enumerate(np.split(near, PARTS)):
+                held.write_bytes(f"{stage}/{part_name(part)}.neighbors.npy", array_bytes(own))
+            held.conclude(stage, {"rows": ROWS, "parts": PARTS})
+        return held
+
+    return build
+
+
+def arguments(held: Workspace, *more: str) -> list[str]:
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    baselines = ["--baselines", "random", "paper"]
+    return ["select", "--workspace", held.location(""), *settings, *baselines, *more]
+
+
+def files(held: Workspace, stage: str) -> dict[str, bytes]:
+    return {name: held.read_bytes(f"{stage}/{name}") for name in held.names(stage)}
+
+
+def selections(held: Workspace) -> dict[str, bytes]:
+    """All files of all selections but the receipts, which hold seconds."""
+    return {
+        f"{variant}/{name}": data
+        for variant in held.names("selections")
+        for name, data in files(held, f"selections/{variant}").items()
+        if name != "receipt.json"
+    }
+
+
+@pytest.mark.parametrize("preset", ["recommended", "paper"])
+def test_it_is_the_selection_of_the_same_arrays_in_memory(preset, make, g2is):
+    held = make("ws")
+    g2is(*arguments(held, "--preset", preset))
+    values = dict(PRESETS[preset])
+    x = GradientSet(held, "gradients", center=values.pop("center")).read_all()
+    for target in TARGETS:
+        wanted = select(
+            ArrayRows(x),
+            knn_graph(x, 6),
+            GradientSet(held, f"targets/{target}/gradients").read_all(),
+            WalkSettings(**SETTINGS, **values),
+        )
+        lines = held.read_bytes(f"selections/{target}/selection.jsonl").splitlines()
+        assert [json.loads(line)["row"] for line in lines] == wanted.rows
+        assert len(wanted.budgets) > 3
+
+
+def test_several_targets_at_once_are_those_targets_one_by_one(make, g2is):
+    together, apart = make("together"), make("apart")
+    g2is(*arguments(together))
+    for target in TARGETS:
+        g2is(*arguments(apart, "--target", f"{target}=val.jsonl"))
+    assert selections(together) == selections(apart)
+    assert len(together.names("selections")) == 3 * len(TARGETS)
+
+
+def test_one_pass_over_the_pool_serves_all_targets(make, g2is, monkeypatch):
+    passes = []
+    blocks = GradientSet.blocks
+
+    def counted(self):
+        passes.append(self.stage)
+        return blocks(self)
+
+    monkeypatch.setattr(GradientSet, "blocks", counted)
+    g2is(*arguments(make("ws")))
+    assert passes == ["gradients", "gradients"]  # centered, and uncentered for the paper's
+
+
+def test_the_pool_is_never_read_into_memory(make, g2is, monkeypatch):
+    held = make("ws")
+    rows_read = []
+    read = GradientSet.read
+
+    def watched(self, part):
+        rows_read.append(self.stage)
+        return read(self, part)
+
+    monkeypatch.setattr(GradientSet, "read", watched)
+    g2is(*arguments(held))
+    assert set(rows_read) == {f"targets/{target}/gradients" for target in TARGETS}
+
+
+KILLED = """
+import os, signal
+import jobs.selection
+from jobs.cli import main
+save = jobs.selection._save
+def save_and_die(workspace, stage, component, picks):
+    save(workspace, stage, component, picks)
+    if (stage, component) == ("selections/law", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+jobs.selection._save = save_and_die
+main({arguments})
+"""
+
+
+def test_killed_between_components_it_ends_with_the_same_bytes(make, g2is, monkeypatch):
+    whole, killed = make("whole"), make("killed")
+    g2is(*arguments(whole))
+    script = KILLED.format(arguments=arguments(killed))
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ, timeout=300, check=False)
+    assert done.returncode == -signal.SIGKILL
+    before = files(killed, "selections/law")
+    assert "component-00001.jsonl" in before
+    assert "selection.jsonl" not in before
+    walked = []
+    monkeypatch.setattr("jobs.selection._save", saved_by(walked))
+    g2is(*arguments(killed))
+    assert [c for stage, c in walked if stage == "selections/law"] == [
+        int(name[10:15])
+        for name in whole.names("selections/law")
+        if name.startswith("component-") and name.endswith(".jsonl") and name[10:15] > "00001"
+    ]
+    assert selections(killed) == selections(whole)
+
+
+def saved_by(walked: list) -> Callable[..., None]:
+    from jobs.selection import _save
+
+    def save(workspace, stage, component, picks):
+        walked.append((stage, component))
+        _save(workspace, stage, component, picks)
+
+    return save
+
+
+def test_a_damaged_piece_is_walked_again(make, g2is):
+    held = make("ws")
+    g2is(*arguments(held))
+    wanted = selections(held)
+    for name in ("component-00001.jsonl", "selection.jsonl"):
+        held.write_bytes(f"selections/law/{name}", b"{}")
+    g2is(*arguments(held))
+    assert selections(held) == wanted
+
+
+def test_other_settings_are_refused_while_a_walk_is_half_done(make, g2is, refused):
+    held = make("ws")
+    g2is(*arguments(held))
+    os.remove(held.location("selections/law/receipt.json"))  # noqa: PTH107
+    sentence = refused(*arguments(held, "--delta", "0.5"))
+    assert "was made with delta 0.8, now it is 0.5" in sentence
