@@ -13,12 +13,9 @@ import logging
 from typing import Any
 
 import numpy as np
+from workload import warmed_model, workspace_rows
 
-from g2is_ray import checkpoints, models
 from g2is_ray.adapted import gradient_linears
-from g2is_ray.chat import ChatEncoder
-from g2is_ray.config import ModelSettings, ReadSettings, build
-from g2is_ray.examples import ExampleSet
 from g2is_ray.gradients import GradientComputer
 from g2is_ray.projection import Unprojected
 from g2is_ray.workspace import Workspace
@@ -29,14 +26,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "8-bit base": {"dtype": "auto", "quantization": "8bit"},
     "4-bit base": {"dtype": "auto", "quantization": "4bit"},
 }
-
-
-def computer(workspace: Workspace, settings: ModelSettings) -> GradientComputer:
-    model = checkpoints.load_model(workspace, settings)
-    last = len(checkpoints.weights(workspace))
-    moments = checkpoints.put(model, checkpoints.read(workspace, last))
-    sizes = {name: module.weight.numel() for name, module in gradient_linears(model).items()}
-    return GradientComputer(model, Unprojected(sizes), moments, pad_id=0)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -52,19 +41,12 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     workspace = Workspace(given.workspace)
-    recorded = workspace.stages()["pool"]["arguments"]
-    settings = build(ModelSettings, recorded)
-    encoder = ChatEncoder(
-        models.load_tokenizer(settings), max_tokens=build(ReadSettings, recorded).max_tokens
-    )
-    pool = ExampleSet(workspace, "pool")
-    chosen = np.linspace(0, pool.rows - 1, given.rows).astype(int)
-    rows = [encoder.encode(one["messages"]) for one in pool.take(chosen.tolist(), ["messages"])]
-
+    rows = workspace_rows(workspace, given.rows)
     wanted: dict[bool, np.ndarray] = {}
     for kind in ["float32", *given.kinds]:
-        own = ModelSettings(model=settings.model, **KINDS[kind])
-        one = computer(workspace, own)
+        model, moments = warmed_model(workspace, **KINDS[kind])
+        sizes = {name: module.weight.numel() for name, module in gradient_linears(model).items()}
+        one = GradientComputer(model, Unprojected(sizes), moments, pad_id=0)
         if not wanted:
             print(f"{len(rows)} rows of {one.dimensions:,} numbers")
             print(

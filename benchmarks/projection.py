@@ -1,10 +1,9 @@
 """How well random projections keep the inner products and neighbors of real gradients.
 
-    python benchmarks/projection.py --model examples/tiny-lm --pool examples/data/pool.jsonl \\
-        --save runs/gradients.npy
+    python benchmarks/projection.py --workspace runs/first --save runs/gradients.npy
 
-Takes unprojected gradients g of rows of the pool, and from them the momentum-adjusted
-ones, Γ, with the rows' own mean and mean square in place of AdamW's moments m and v. Projects
+Takes unprojected gradients g of rows of the workspace's pool at its warmed-up adapter, and
+from them the momentum-adjusted ones, Γ, with AdamW's moments after the warm-up. Projects
 both, sparsely and densely, with the same seeds; compares the projected rows with the
 unprojected ones, as they are and with their mean subtracted. The unprojected gradients are
 kept in the file given with --save, and a second run goes on from there.
@@ -20,14 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from workload import pool_rows, put_adapter
+from workload import warmed_model, workspace_rows
 
 from g2is_ray import models
 from g2is_ray.arrays import normalize
 from g2is_ray.chat import Encoded
-from g2is_ray.config import LoraSettings, ModelSettings
-from g2is_ray.gradients import BETA1, BETA2, EPSILON, GradientComputer
+from g2is_ray.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.models import Moments
 from g2is_ray.projection import Projection, RademacherProjection, SparseProjection, Unprojected
+from g2is_ray.workspace import Workspace
 
 KINDS = {"sparse": SparseProjection, "rademacher": RademacherProjection}
 CHUNK = 16  # rows computed between two writes to the file
@@ -53,13 +53,13 @@ def plain_gradients(
     return np.array(kept)
 
 
-def adjusted_by_own_moments(plain: np.ndarray) -> np.ndarray:
-    """Γ of the rows g [n, p], with their mean and mean square as AdamW's m and v."""
-    m, v = plain.mean(axis=0), np.square(plain).mean(axis=0)
+def adjusted_rows(plain: np.ndarray, whole: Unprojected, moments: Moments) -> np.ndarray:
+    """Γ of the rows g [n, p]."""
     found = np.empty_like(plain)
-    for row, g in zip(found, plain, strict=True):
-        row[:] = BETA1 * m + (1 - BETA1) * g
-        row /= np.sqrt(BETA2 * v + (1 - BETA2) * np.square(g) + EPSILON)
+    for name, pair in prepared(moments, torch.device("cpu")).items():
+        m, v = (moment.flatten() for moment in pair)
+        g = torch.from_numpy(plain[:, whole.slices[name]])
+        found[:, whole.slices[name]] = adjusted(g, (m, v)).numpy()
     return found
 
 
@@ -132,22 +132,18 @@ def seconds_per_row(projection: Projection, whole: Unprojected, rows: np.ndarray
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--pool", required=True)
+    parser.add_argument("--workspace", required=True, help="one whose warm-up is done")
     parser.add_argument("--save", required=True, type=Path, help="file for unprojected gradients")
     parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--lora-r", type=int, default=8)
     parser.add_argument("--token-budget", type=int, default=1024)
-    parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--dimensions", type=int, default=8192)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--neighbors", type=int, default=32)
     given = parser.parse_args()
 
-    settings = ModelSettings(model=given.model)
-    rows = pool_rows(settings, given.pool, given.rows, given.max_tokens)
-    base = models.load_base(settings, models.default_device())
-    model = put_adapter(base, LoraSettings(lora_r=given.lora_r, lora_alpha=4 * given.lora_r))
+    workspace = Workspace(given.workspace)
+    rows = workspace_rows(workspace, given.rows)
+    model, moments = warmed_model(workspace)
     whole = Unprojected({name: p.numel() for name, p in models.lora_parameters(model).items()})
     plain = plain_gradients(model, whole, rows, given.token_budget, given.save)
     print(f"{len(plain)} rows of {whole.dimensions:,} numbers, {given.dimensions} dimensions")
@@ -156,7 +152,7 @@ def main() -> None:
     print("| cosines: sd of error | largest | ", end="")
     print(f"top-{given.neighbors} overlap |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for label, gradients in (("g", plain), ("Γ", adjusted_by_own_moments(plain))):
+    for label, gradients in (("g", plain), ("Γ", adjusted_rows(plain, whole, moments))):
         projected = {
             kind: [
                 project(make(given.dimensions, seed), whole, gradients)

@@ -1,16 +1,19 @@
-"""What the benchmarks work on: a model with a random adapter, and rows of a pool."""
+"""What the benchmarks work on: a model with an adapter, and rows of a pool."""
 
 from __future__ import annotations
 
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
-from g2is_ray import models
+from g2is_ray import checkpoints, models
 from g2is_ray.chat import ChatEncoder, Encoded
-from g2is_ray.config import LoraSettings, ModelSettings
+from g2is_ray.config import LoraSettings, ModelSettings, ReadSettings, build
+from g2is_ray.examples import ExampleSet
 from g2is_ray.reading import Example, read_examples
+from g2is_ray.workspace import Workspace
 
 
 def pool_rows(settings: ModelSettings, pool: str, count: int, max_tokens: int) -> list[Encoded]:
@@ -27,3 +30,25 @@ def put_adapter(base: Any, lora: LoraSettings) -> Any:
     for parameter in models.lora_parameters(model).values():
         torch.nn.init.normal_(parameter, std=0.02)
     return model
+
+
+def workspace_rows(workspace: Workspace, count: int) -> list[Encoded]:
+    """Evenly spaced rows of a workspace's pool, as its gradients would be taken of."""
+    recorded = workspace.stages()["pool"]["arguments"]
+    tokenizer = models.load_tokenizer(build(ModelSettings, recorded))
+    encoder = ChatEncoder(tokenizer, max_tokens=build(ReadSettings, recorded).max_tokens)
+    pool = ExampleSet(workspace, "pool")
+    chosen = np.linspace(0, pool.rows - 1, count).astype(int).tolist()
+    return [encoder.encode(row["messages"]) for row in pool.take(chosen, ["messages"])]
+
+
+def warmed_model(workspace: Workspace, **settings: Any) -> tuple[Any, models.Moments]:
+    """The model with its warmed-up adapter, and AdamW's moments after the warm-up.
+
+    Args:
+        settings: of `ModelSettings`, in place of those that the pool was read with.
+    """
+    recorded = workspace.stages()["pool"]["arguments"]
+    model = checkpoints.load_model(workspace, build(ModelSettings, recorded | settings))
+    last = len(checkpoints.weights(workspace))
+    return model, checkpoints.put(model, checkpoints.read(workspace, last))
