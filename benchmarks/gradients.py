@@ -34,7 +34,7 @@ from workload import pool_rows, put_adapter
 from g2is_ray import models
 from g2is_ray.batches import pad
 from g2is_ray.chat import Encoded
-from g2is_ray.config import LoraSettings, ModelSettings
+from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
 from g2is_ray.gradients import GradientComputer, adjusted, prepared
 from g2is_ray.models import Moments
 from g2is_ray.projection import SparseProjection
@@ -200,7 +200,11 @@ def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientCompute
         SparseProjection(DIMENSIONS, 0),
         work.moments(),
         pad_id=0,
-        token_budget="auto" if given.token_budget == "auto" else int(given.token_budget),
+        token_budget=(
+            "auto"
+            if given.token_budget == "auto"
+            else models.token_budget(ExecutionSettings(token_budget=int(given.token_budget)))
+        ),
         lora_layers=given.lora_layers,
         checkpointing=given.gradient_checkpointing,
         compiled=given.compile,
@@ -302,7 +306,7 @@ def main() -> None:
     parser.add_argument("--lora-layers", default="all")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--token-budget", default="1024")
+    parser.add_argument("--token-budget", default="0", help="0 is the default of the device")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--loops", nargs="*", choices=["(a)", "(b)"], default=["(a)", "(b)"])
     parser.add_argument("--loop-rows", type=int, default=16, help="rows that the loops take")

@@ -194,7 +194,7 @@ class ExecutionSettings:
     """What a graph worker may take, of its GPU's memory or of the machine's; larger pools are
     searched in groups of parts that fit."""
     token_budget: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 1024 on a CPU;
+    """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 512 on a CPU;
     auto tries larger ones while they pay, at the price of last digits that differ between runs."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel, as transformers names them; auto is transformers' own choice."""

@@ -36,7 +36,7 @@ def default_device() -> torch.device:
 def token_budget(settings: ExecutionSettings) -> int:
     """Padded tokens of a batch: a GPU needs many at once to be busy, a CPU does not."""
     if settings.token_budget == "auto" or not settings.token_budget:
-        return 8192 if default_device().type == "cuda" else 1024
+        return 8192 if default_device().type == "cuda" else 512
     return settings.token_budget
 
 
