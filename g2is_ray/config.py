@@ -149,6 +149,15 @@ class WalkSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class JointSettings:
+    joint: bool = False
+    """Select once for all targets together, under one budget, as the selection named joint."""
+    target_weight: dict[str, Positive] = dataclasses.field(default_factory=dict)
+    """NAME=WEIGHT, how much of a joint budget a target gets, relative to the others; 1 if not
+    given; may be repeated."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TuneSettings:
     tune_epochs: Count = 3
     """Passes over the selected rows."""

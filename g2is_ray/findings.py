@@ -16,7 +16,7 @@ import g2is_ray
 from g2is_ray.config import PRESETS
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
-from g2is_ray.layout import BASE, graph_stage, score_name, variants_in
+from g2is_ray.layout import BASE, JOINT, graph_stage, score_name, variants_in
 from g2is_ray.report import (
     SHOWN_PICKS,
     ComponentRow,
@@ -89,7 +89,7 @@ def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> Tar
     val = ExampleSet(workspace, f"targets/{target}/val")
     has_test = workspace.exists(f"targets/{target}/test/receipt.json")
     variants = variants_in(workspace, target)
-    views = [_selection_view(workspace, target, variant, groups) for variant in variants]
+    views = [_selection_view(workspace, variants[0], variant, groups) for variant in variants]
     return TargetView(
         name=target,
         rows=val.rows,
@@ -102,23 +102,25 @@ def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> Tar
 
 
 def _selection_view(
-    workspace: Workspace, target: str, variant: str, groups: Sequence[str]
+    workspace: Workspace, main: str, variant: str, groups: Sequence[str]
 ) -> SelectionView:
     stage = f"selections/{variant}"
     summary = workspace.read_json(f"{stage}/summary.json")
     lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
     records = [json.loads(line) for line in lines]
     settings = workspace.stages()[stage]["settings"]
-    name = score_name(target, variant)
+    base, _, baseline = variant.partition("@")
     title = {"random": "random rows", "paper": "as published (preset paper)"}.get(
-        name, f"gradient walk (preset {preset_of(settings)})"
+        baseline, f"gradient walk (preset {preset_of(settings)})"
     )
+    if base == JOINT and "target_weight" in settings:
+        title += ", for " + ", ".join(settings["target_weight"]) + " together"
     first = [record["row"] for record in records[:SHOWN_PICKS]]
     shown = ExampleSet(workspace, "pool").take(first, ["messages"])
     texts = [_prompt_and_answer(row["messages"]) for row in shown]
     texts += [("", "")] * (len(records) - len(texts))
     return SelectionView(
-        name=name,
+        name=score_name(main, variant),
         title=title,
         settings=settings,
         budget=summary["budget"],
@@ -154,10 +156,12 @@ def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[
     if not workspace.exists(f"{stage}/receipt.json"):
         return []
     scores = []
-    for name, variant in [(BASE, None), *((score_name(target, v), v) for v in variants)]:
-        if not workspace.exists(f"{stage}/{name}.json"):
+    for variant in [None, *variants]:
+        file = f"{stage}/{score_name(target, variant) if variant else BASE}.json"
+        if not workspace.exists(file):
             continue
-        measured = workspace.read_json(f"{stage}/{name}.json")
+        measured = workspace.read_json(file)
+        name = score_name(variants[0], variant) if variant else BASE
         tuned = workspace.read_json(f"tuned/{variant}/receipt.json") if variant else {}
         scores.append(
             ModelScore(

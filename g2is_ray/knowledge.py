@@ -5,6 +5,7 @@ Source: G2IS (arXiv 2502.11062), section 3; the settings `pca` and `orient` go b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,15 +21,12 @@ _NO_VARIANCE = 1e-12  # share of the variance below which a component is roundin
 
 @dataclass(frozen=True, kw_only=True)
 class CoreKnowledge:
-    """Components of a target, in descending order of explained variance."""
+    """Components of one target, or of several together, in descending order of weight."""
 
     components: NDArray[np.float64]  # [c, d], unit rows
     explained_variance_ratio: NDArray[np.float64]  # [c], of the target's whole variance
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """[c], explained variance ratios normalized to sum 1."""
-        return self.explained_variance_ratio / self.explained_variance_ratio.sum()
+    weights: NDArray[np.float64]  # [c], sum 1: shares of the budget
+    targets: tuple[str, ...] = ()  # whose component each is, of several targets together
 
 
 def core_knowledge(
@@ -72,7 +70,33 @@ def core_knowledge(
     components = components[:count]
     if orient:
         components = components * np.where(components @ target.mean(axis=0) < 0, -1.0, 1.0)[:, None]
-    return CoreKnowledge(components=components, explained_variance_ratio=ratios[:count])
+    ratios = ratios[:count]
+    return CoreKnowledge(
+        components=components, explained_variance_ratio=ratios, weights=ratios / ratios.sum()
+    )
+
+
+def joint_knowledge(
+    each: Mapping[str, CoreKnowledge], target_weights: Mapping[str, float]
+) -> CoreKnowledge:
+    """Components of several targets as one set, for one budget.
+
+    A component's weight is its weight within its target times its target's share of
+    `target_weights`. Of equal weights the earlier target's comes first.
+    """
+    total = sum(target_weights[name] for name in each)
+    weights = np.concatenate(
+        [known.weights * (target_weights[name] / total) for name, known in each.items()]
+    )
+    targets = [name for name, known in each.items() for _ in known.components]
+    order = np.argsort(-weights, kind="stable")
+    ratios = np.concatenate([known.explained_variance_ratio for known in each.values()])
+    return CoreKnowledge(
+        components=np.concatenate([known.components for known in each.values()])[order],
+        explained_variance_ratio=ratios[order],
+        weights=weights[order],
+        targets=tuple(targets[i] for i in order),
+    )
 
 
 def split_budget(budget: int, weights: NDArray[np.float64]) -> list[int]:

@@ -2,7 +2,8 @@
 
 A target T has the example sets `targets/T/val` and `targets/T/test`, the gradients
 `targets/T/gradients`, and the variants `T` (its selection) and `T@NAME` (what that is
-compared with). A variant has `selections/VARIANT` and `tuned/VARIANT`; all scores of the
+compared with). A selection for several targets together is the variant `joint`, with
+`joint@NAME` beside it. A variant has `selections/VARIANT` and `tuned/VARIANT`; all scores of the
 target are in `evaluations/T`.
 """
 
@@ -14,6 +15,7 @@ from g2is_ray.workspace import Workspace
 
 POOL, WARMUP, GRADIENTS = "pool", "warmup", "gradients"
 BASE = "base"  # name of the untuned model's scores
+JOINT = "joint"  # the selection for several targets together
 
 
 def graph_stage(center: bool) -> str:
@@ -28,12 +30,19 @@ def targets_in(workspace: Workspace) -> list[str]:
 
 
 def variants_in(workspace: Workspace, target: str) -> list[str]:
-    """Variants of a target that were selected, the target's own selection first."""
-    found = (stage.removeprefix("selections/") for stage in workspace.stages())
-    own = (name for name in found if name == target or name.startswith(f"{target}@"))
-    return sorted(own, key=lambda name: (name != target, name))
+    """Variants that were selected for a target: its own selection, what that is compared with,
+    then the joint selection if the target is part of it, and what that is compared with."""
+    stages = workspace.stages()
+    joint = stages.get(f"selections/{JOINT}", {}).get("inputs", {})
+    bases = [target] + [JOINT] * (target != JOINT and f"targets/{target}/gradients" in joint)
+    names = [stage.removeprefix("selections/") for stage in stages]
+    return [
+        name
+        for base in bases
+        for name in sorted(n for n in names if n == base or n.startswith(f"{base}@"))
+    ]
 
 
 def score_name(target: str, variant: str) -> str:
-    """Name of a tuned model's scores: selection, random, paper, …"""
+    """Name of a tuned model's scores: selection, random, paper, …; joint, joint@random, …"""
     return "selection" if variant == target else variant.removeprefix(f"{target}@")

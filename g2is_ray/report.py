@@ -57,6 +57,8 @@ class ComponentRow:
 
     index: int
     """Shown as given; picks refer to it."""
+    target: str = ""
+    """Whose component it is, in a selection for several targets."""
     weight: float
     explained_variance_ratio: float
     budget: int

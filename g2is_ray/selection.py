@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from g2is_ray.config import WalkSettings
 from g2is_ray.errors import InputError, SettingError
@@ -22,14 +23,6 @@ from g2is_ray.walk import Neighbors, Pick, Walk, align
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a walk is to do: for each component, how many picks."""
-
-    knowledge: CoreKnowledge
-    budgets: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,8 @@ class Selection:
             "selected": len(self.picks),
             "components": len(self.budgets),
             "per_component": [
-                {
+                ({"target": self.knowledge.targets[c]} if self.knowledge.targets else {})
+                | {
                     "component": c,
                     "explained_variance_ratio": float(self.knowledge.explained_variance_ratio[c]),
                     "weight": float(self.knowledge.weights[c]),
@@ -93,26 +87,25 @@ def budget_of(rows: int, fraction: float) -> int:
     return budget
 
 
-def plan(x: Rows, target: NDArray[np.floating], settings: WalkSettings) -> Plan:
-    """Take the target's components, and split the budget over them.
+def knowledge_of(
+    target: NDArray[np.floating], rows: int, dimensions: int, settings: WalkSettings
+) -> CoreKnowledge:
+    """Components of a target for a pool of so many rows and dimensions.
 
     Args:
-        x: pool gradients.
         target: target gradients [m, d]; rows of zeros are left out.
 
     Raises:
         InputError: dimensions differ, or the target has no components.
         SettingError: the budget is less than one row.
     """
-    check_shapes(len(x), x.dimensions, target, settings)
-    knowledge = core_knowledge(
+    check_shapes(rows, dimensions, target, settings)
+    return core_knowledge(
         target[np.any(target != 0, axis=1)],
         explained_variance=settings.explained_variance,
         pca=settings.pca,
         orient=settings.orient,
     )
-    budget = budget_of(len(x), settings.fraction)
-    return Plan(knowledge=knowledge, budgets=split_budget(budget, knowledge.weights))
 
 
 def check_shapes(
@@ -134,50 +127,59 @@ def check_shapes(
 def select(
     x: Rows, neighbors: Neighbors, target: NDArray[np.floating], settings: WalkSettings
 ) -> Selection:
-    """Select rows of the pool for a target; the arguments are as those of `plan` and `Walk`."""
-    planned = plan(x, target, settings)
-    [along], valid = align(x, [planned.knowledge.components])
-    walk = Walk(
-        x, neighbors, along, valid, delta=settings.delta, on_exhausted=settings.on_exhausted
-    )
-    return carry_out(planned, walk, "walk")
+    """Select rows of the pool for a target; the arguments are as in `knowledge_of` and `Walk`."""
+    knowledge = knowledge_of(target, len(x), x.dimensions, settings)
+    [along], valid = align(x, [knowledge.components])
+    return carry_out(knowledge, x, neighbors, along, valid, settings)
 
 
 def carry_out(
-    planned: Plan,
-    walk: Walk,
-    label: str,
+    knowledge: CoreKnowledge,
+    x: Rows,
+    neighbors: Neighbors,
+    along: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    settings: WalkSettings,
     *,
+    label: str = "walk",
     earlier: Sequence[list[Pick]] = (),
     save: Callable[[int, list[Pick]], None] | None = None,
 ) -> Selection:
-    """Walk component by component.
+    """Split the budget over the components, and walk one after another.
 
     Args:
-        walk: a new walk over the plan's components.
+        along, valid: what `align` gives for the components.
         label: heads the log lines.
         earlier: picks of the first components, if an earlier walk finished those.
         save: is given each further component and its picks as soon as they are made.
     """
-    budget, picks = sum(planned.budgets), [pick for piece in earlier for pick in piece]
+    budget = budget_of(len(x), settings.fraction)
+    budgets = split_budget(budget, knowledge.weights)
+    walk = Walk(
+        x, neighbors, along, valid, delta=settings.delta, on_exhausted=settings.on_exhausted
+    )
+    picks = [pick for piece in earlier for pick in piece]
     walk.repeat(picks)
     progress = _Progress(label, budget, len(picks))
-    for component in range(len(earlier), len(planned.budgets)):
+    for component in range(len(earlier), len(budgets)):
         own = []
-        for pick in walk.component(component, planned.budgets[component]):
-            own.append(pick)
-            progress.step(len(picks) + len(own))
+        # Products of a few rows are too small to share: threads that wait for each other made
+        # them 17 times slower on a busy machine (benchmarks/walk.py).
+        with threadpool_limits(1, "blas"):
+            for pick in walk.component(component, budgets[component]):
+                own.append(pick)
+                progress.step(len(picks) + len(own))
         picks += own
         if save:
             save(component, own)
     if len(picks) < budget:
         why = (
             "every usable row is picked"
-            if walk.on_exhausted == "restart"
+            if settings.on_exhausted == "restart"
             else "nothing else qualified, and on_exhausted is stop"
         )
         log.warning("%s: %d of %d picked: %s", label, len(picks), budget, why)
-    return Selection(picks=picks, knowledge=planned.knowledge, budgets=planned.budgets)
+    return Selection(picks=picks, knowledge=knowledge, budgets=budgets)
 
 
 class _Progress:

@@ -89,7 +89,7 @@ class Walk:
     ) -> None:
         self._x, self._neighbors, self._along = x, neighbors, along
         self._free = valid.copy()  # not yet picked, and valid
-        self._delta, self.on_exhausted = delta, on_exhausted
+        self._delta, self._on_exhausted = delta, on_exhausted
         self._rank = 0
 
     def repeat(self, picks: Iterable[Pick]) -> None:
@@ -109,7 +109,7 @@ class Walk:
             if path and found is None:
                 step, found = "fallback", path.fallback()
             if found is None:
-                if path and self.on_exhausted == "stop":
+                if path and self._on_exhausted == "stop":
                     return
                 order = order[self._free[order]]
                 if not len(order):

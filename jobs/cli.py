@@ -24,6 +24,7 @@ from g2is_ray.config import (
     ExecutionSettings,
     GradientSettings,
     GraphSettings,
+    JointSettings,
     LoraSettings,
     ModelSettings,
     PoolSettings,
@@ -49,6 +50,7 @@ _RUN = (
     GradientSettings,
     GraphSettings,
     WalkSettings,
+    JointSettings,
     ComparisonSettings,
     TuneSettings,
     EvaluateSettings,
@@ -85,7 +87,14 @@ COMMANDS = {
     ),
     "select": Command(
         "jobs.selection:select_rows",
-        (TargetSettings, GraphSettings, WalkSettings, ComparisonSettings, SeedSettings),
+        (
+            TargetSettings,
+            GraphSettings,
+            WalkSettings,
+            JointSettings,
+            ComparisonSettings,
+            SeedSettings,
+        ),
         "walk the graph towards each target",
     ),
     "tune": Command(
@@ -242,7 +251,8 @@ def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif kind is dict:
-        options |= {"action": _NamedFile, "metavar": "NAME=FILE"}
+        metavar = "NAME=FILE" if field.annotation == dict[str, str] else "NAME=WEIGHT"
+        options |= {"action": _Named, "metavar": metavar}
     elif kind is tuple:
         options |= {"nargs": "+", "metavar": name.upper()}
     else:
@@ -261,8 +271,8 @@ def _choices(field: FieldInfo) -> str:
     return ""
 
 
-class _NamedFile(argparse.Action):
-    """Collects NAME=FILE into a dictionary."""
+class _Named(argparse.Action):
+    """Collects NAME=VALUE into a dictionary."""
 
     def __call__(
         self,
@@ -271,13 +281,13 @@ class _NamedFile(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        name, equals, file = values.partition("=")
-        if not (name and equals and file):
-            parser.error(f"{option_string} needs NAME=FILE, got {values!r}")
+        name, equals, value = values.partition("=")
+        if not (name and equals and value):
+            parser.error(f"{option_string} needs {self.metavar}, got {values!r}")
         held: Mapping[str, str] = getattr(namespace, self.dest, {})
         if name in held:
             parser.error(f"{option_string} names {name} twice")
-        setattr(namespace, self.dest, {**held, name: file})
+        setattr(namespace, self.dest, {**held, name: value})
 
 
 if __name__ == "__main__":

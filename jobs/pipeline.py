@@ -12,7 +12,7 @@ from jobs.gradients import gradients
 from jobs.graph import graph, graph_settings
 from jobs.ingest import ingest
 from jobs.report import report
-from jobs.selection import select_rows
+from jobs.selection import select_rows, selection_names
 from jobs.session import Session
 from jobs.tune import tune
 from jobs.warmup import check_folders, warm_up
@@ -34,7 +34,7 @@ def run(session: Session) -> None:
 def _check_sizes(session: Session) -> None:
     """Refuse now what graph and walk would refuse after the hours that gradients take."""
     rows = session.workspace.require("pool", "ingest")["rows"]
-    for target in session.targets():
+    for target in selection_names(session):
         check_neighbors(graph_settings(session, target).neighbors, rows)
         budget_of(rows, session.settings(WalkSettings, f"selections/{target}").fraction)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from g2is_ray.errors import WorkspaceError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.findings import pool_map, run_view, target_view
-from g2is_ray.layout import targets_in
+from g2is_ray.layout import targets_in, variants_in
 from g2is_ray.report import render
 from g2is_ray.workspace import Workspace
 from jobs.graph import graph_settings
@@ -21,12 +21,13 @@ _STATE = "report.json"
 
 
 def report(session: Session) -> None:
-    """Write `report.html` for all targets, and `selections/T/report.html` for each."""
+    """Write `report.html` for all targets, and `selections/T/report.html` for each selection."""
     workspace = session.workspace
+    mains = {name: variants_in(workspace, name)[:1] for name in targets_in(workspace)}
     names = [
         name
-        for name in targets_in(workspace)
-        if workspace.exists(f"selections/{name}/receipt.json")
+        for name, main in mains.items()
+        if main and workspace.exists(f"selections/{main[0]}/receipt.json")
     ]
     if not names:
         workspace.require(f"selections/{session.targets()[0]}", "select")
@@ -43,9 +44,10 @@ def report(session: Session) -> None:
     run = run_view(workspace, Counter(groups))
     targets = [target_view(workspace, name, groups) for name in names]
     points = pool_map(workspace, targets, groups, center=graph_settings(session).center)
-    for target in targets:
-        page = render(run, [target], points).encode()
-        workspace.write_bytes(f"selections/{target.name}/report.html", page)
+    for main in dict.fromkeys(mains[name][0] for name in names):
+        own = [target for target in targets if mains[target.name] == [main]]
+        page = render(run, own, points).encode()
+        workspace.write_bytes(f"selections/{main}/report.html", page)
     workspace.write_bytes("report.html", render(run, targets, points).encode())
     workspace.write_json(_STATE, shown)
     log.info("report: %s", where)

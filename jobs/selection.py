@@ -17,16 +17,19 @@ from g2is_ray.config import (
     PRESETS,
     ComparisonSettings,
     GraphSettings,
+    JointSettings,
     WalkSettings,
     as_dict,
     build,
 )
+from g2is_ray.errors import SettingError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
-from g2is_ray.layout import graph_stage
+from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
+from g2is_ray.layout import JOINT, graph_stage
 from g2is_ray.rows import map_neighbors
-from g2is_ray.selection import carry_out, pick_lines, plan
-from g2is_ray.walk import Pick, Walk, align
+from g2is_ray.selection import carry_out, knowledge_of, pick_lines
+from g2is_ray.walk import Pick, align
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 from jobs.graph import graph_settings
 from jobs.ingest import pool_settings
@@ -37,10 +40,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A selection to be made by a walk."""
+    """A selection to be made by a walk: for one target, or for several together."""
 
+    name: str  # the target, or joint
     variant: str
-    target: str
+    target_weights: dict[str, float]
     graph: GraphSettings
     walk: WalkSettings
 
@@ -48,10 +52,17 @@ class _Task:
     def stage(self) -> str:
         return f"selections/{self.variant}"
 
+    @property
+    def is_joint(self) -> bool:
+        return self.name not in self.target_weights
+
 
 def select_rows(session: Session) -> None:
-    """Write `selections/T` and its baselines `selections/T@NAME` for each target T."""
-    names = session.targets()
+    """Write `selections/T` and its baselines `selections/T@NAME` for each target T.
+
+    With `joint`, T is one name for all targets together.
+    """
+    names = selection_names(session)
     tasks = [task for name in names for task in _tasks(session, name)]
     left = [task for task in tasks if _begin(session, task)]
     for center in (True, False):
@@ -61,6 +72,32 @@ def select_rows(session: Session) -> None:
             _random(session, name, f"{name}@random")
 
 
+def selection_names(session: Session) -> list[str]:
+    """What is selected for: each target, or all together.
+
+    Raises:
+        SettingError: a target bears the name of the joint selection.
+    """
+    targets = session.targets()
+    if not session.settings(JointSettings).joint:
+        return targets
+    if JOINT in targets:
+        raise SettingError(f"a target is named {JOINT}, as is the selection of --joint; rename it")
+    return [JOINT]
+
+
+def _target_weights(session: Session, name: str) -> dict[str, float]:
+    settings = session.settings(JointSettings, f"selections/{name}")
+    if not session.settings(JointSettings).joint:
+        return {name: 1.0}
+    targets = session.targets()
+    for unknown in settings.target_weight.keys() - set(targets):
+        raise SettingError(
+            f"target_weight {unknown} names no target; there are {', '.join(targets)}"
+        )
+    return {target: settings.target_weight.get(target, 1.0) for target in targets}
+
+
 def _baselines(session: Session, name: str) -> tuple[str, ...]:
     return session.settings(ComparisonSettings, f"selections/{name}").baselines
 
@@ -68,13 +105,15 @@ def _baselines(session: Session, name: str) -> tuple[str, ...]:
 def _tasks(session: Session, name: str) -> Iterator[_Task]:
     graph = graph_settings(session, name)
     settings = session.settings(WalkSettings, f"selections/{name}")
-    yield _Task(variant=name, target=name, graph=graph, walk=settings)
+    weights = _target_weights(session, name)
+    yield _Task(name=name, variant=name, target_weights=weights, graph=graph, walk=settings)
     for baseline in _baselines(session, name):
         if baseline in PRESETS:
             overlay = PRESETS[baseline]
             yield _Task(
+                name=name,
                 variant=f"{name}@{baseline}",
-                target=name,
+                target_weights=weights,
                 graph=build(GraphSettings, as_dict(graph) | overlay),
                 walk=build(WalkSettings, as_dict(settings) | overlay),
             )
@@ -83,16 +122,20 @@ def _tasks(session: Session, name: str) -> Iterator[_Task]:
 def _begin(session: Session, task: _Task) -> bool:
     """Record what makes the selection; whether it is still to be made."""
     workspace = session.workspace
-    graph_folder, target_folder = graph_stage(task.graph.center), f"targets/{task.target}/gradients"
+    graph_folder = graph_stage(task.graph.center)
+    target_folders = [f"targets/{target}/gradients" for target in task.target_weights]
     workspace.require(graph_folder, "graph" if task.graph.center else "graph --no-center")
-    workspace.require(target_folder, "gradients")
-    comparison = session.settings(ComparisonSettings, f"selections/{task.target}")
+    for folder in target_folders:
+        workspace.require(folder, "gradients")
+    comparison = session.settings(ComparisonSettings, f"selections/{task.name}")
     session.begin(
         task.stage,
         task.graph,
         task.walk,
-        inputs=["gradients", graph_folder, target_folder],
-        remember=as_dict(comparison),
+        inputs=["gradients", graph_folder, *target_folders],
+        facts={"target_weight": task.target_weights} if task.is_joint else {},
+        remember=as_dict(comparison)
+        | ({"target_weight": task.target_weights} if task.is_joint else {}),
     )
     if workspace.receipt(task.stage):
         log.info("%s: already done", task.stage)
@@ -107,22 +150,20 @@ def _walk_all(session: Session, tasks: Sequence[_Task]) -> None:
     workspace, began = session.workspace, time.monotonic()
     x = GradientSet(workspace, "gradients", center=tasks[0].graph.center)
     neighbors = map_neighbors(workspace, graph_stage(tasks[0].graph.center))
-    plans = [
-        plan(x, GradientSet(workspace, f"targets/{task.target}/gradients").read_all(), task.walk)
-        for task in tasks
-    ]
-    along, valid = align(x, [one.knowledge.components for one in plans])
-    each_pass = (time.monotonic() - began) / len(tasks)
+    knowledge = [_knowledge(workspace, task, x) for task in tasks]
+    along, valid = align(x, [known.components for known in knowledge])
     log.info("walk: one pass over %d rows for %d selections", len(x), len(tasks))
-    for task, planned, own in zip(tasks, plans, along, strict=True):
+    each_pass = (time.monotonic() - began) / len(tasks)
+    for task, known, own in zip(tasks, knowledge, along, strict=True):
         began = time.monotonic()
-        walk = Walk(
-            x, neighbors, own, valid, delta=task.walk.delta, on_exhausted=task.walk.on_exhausted
-        )
         selection = carry_out(
-            planned,
-            walk,
-            task.stage,
+            known,
+            x,
+            neighbors,
+            own,
+            valid,
+            task.walk,
+            label=task.stage,
             earlier=list(_finished(workspace, task.stage)),
             save=partial(_save, workspace, task.stage),
         )
@@ -130,6 +171,19 @@ def _walk_all(session: Session, tasks: Sequence[_Task]) -> None:
         lines = selection.lines([row["id"] for row in held])
         seconds = each_pass + time.monotonic() - began
         _commit(session, task.stage, lines, held, selection.summary(), seconds)
+
+
+def _knowledge(workspace: Workspace, task: _Task, x: GradientSet) -> CoreKnowledge:
+    each = {
+        target: knowledge_of(
+            GradientSet(workspace, f"targets/{target}/gradients").read_all(),
+            len(x),
+            x.dimensions,
+            task.walk,
+        )
+        for target in task.target_weights
+    }
+    return joint_knowledge(each, task.target_weights) if task.is_joint else each[task.name]
 
 
 def _finished(workspace: Workspace, stage: str) -> Iterator[list[Pick]]:

@@ -23,9 +23,9 @@ def _in_order(workspace: Workspace) -> list[str]:
     stages = ["pool", *(s for s in begun if s.endswith(("/val", "/test"))), "warmup", "gradients"]
     stages += [f"targets/{name}/gradients" for name in targets]
     stages += [s for s in begun if s.startswith("graph/")] or ["graph"]
+    variants = dict.fromkeys(v for name in targets for v in variants_in(workspace, name) or [name])
     for folder in ("selections", "tuned"):
-        for name in targets:
-            stages += [f"{folder}/{v}" for v in variants_in(workspace, name) or [name]]
+        stages += [f"{folder}/{variant}" for variant in variants]
     return stages + [f"evaluations/{name}" for name in targets]
 
 

@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 
 def tune(session: Session) -> None:
     """Write `tuned/T` for each selection of each target."""
+    chosen: dict[str, None] = {}  # each once: targets share a joint selection
     for target in session.targets():
         variants = variants_in(session.workspace, target)
         if not variants:
             session.workspace.require(f"selections/{target}", "select")
-        for variant in variants:
-            _tune(session, variant)
+        chosen |= dict.fromkeys(variants)
+    for variant in chosen:
+        _tune(session, variant)
 
 
 def _tune(session: Session, variant: str) -> None:

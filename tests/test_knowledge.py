@@ -5,7 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from g2is_ray.errors import InputError
-from g2is_ray.knowledge import core_knowledge, split_budget
+from g2is_ray.knowledge import CoreKnowledge, core_knowledge, joint_knowledge, split_budget
 
 RNG = np.random.default_rng(0)
 TARGET = RNG.standard_normal((12, 20)) * np.linspace(3, 0.1, 20) + 0.5
@@ -110,3 +110,29 @@ def test_budgets_sum_to_the_whole_and_stay_within_one_of_their_quota(count, budg
     parts = split_budget(budget, weights)
     assert sum(parts) == budget
     assert (np.abs(np.array(parts) - budget * weights) < 1).all()
+
+
+def known(weights: list[float], first: int) -> CoreKnowledge:
+    """Components that are unit vectors, the first along axis `first`."""
+    ratios = np.array(weights) / 2
+    return CoreKnowledge(
+        components=np.eye(8)[first : first + len(weights)],
+        explained_variance_ratio=ratios,
+        weights=ratios / ratios.sum(),
+    )
+
+
+def test_joint_weights_are_the_targets_shares_of_the_budget() -> None:
+    each = {"a": known([0.7, 0.3], 0), "b": known([0.5, 0.3, 0.2], 2)}
+    joint = joint_knowledge(each, {"a": 1, "b": 3})
+    assert joint.targets == ("b", "b", "a", "b", "a")
+    np.testing.assert_allclose(joint.weights, [0.375, 0.225, 0.175, 0.15, 0.075])
+    np.testing.assert_array_equal(joint.components, np.eye(8)[[2, 3, 0, 4, 1]])
+    np.testing.assert_allclose(joint.explained_variance_ratio, [0.25, 0.15, 0.35, 0.1, 0.15])
+
+
+def test_the_joint_knowledge_of_one_target_is_its_own() -> None:
+    own = known([0.5, 0.3, 0.2], 0)
+    joint = joint_knowledge({"a": own}, {"a": 7})
+    np.testing.assert_array_equal(joint.weights, own.weights)
+    np.testing.assert_array_equal(joint.components, own.components)

@@ -173,6 +173,25 @@ def test_a_second_target_reuses_gradients_and_graph(inputs: Path, finished: Path
     assert "other" in (finished / "report.html").read_text()
 
 
+def test_a_joint_selection_is_tuned_once_and_measured_on_each_target(
+    inputs: Path, finished: Path
+) -> None:
+    head(DATA / "target-gsm8k-test.jsonl", 6, inputs / "third.jsonl")
+    targets = ("--target", f"gsm8k={inputs}/val.jsonl", "--target", f"third={inputs}/third.jsonl")
+    test = ("--test", f"third={inputs}/test.jsonl")
+    run(command(inputs, finished, *targets, *test, "--joint"))
+    picks = lines(finished / "selections/joint/selection.jsonl")
+    assert len(picks) == 7
+    for target in ("gsm8k", "third"):
+        joint = json.loads((finished / f"evaluations/{target}/joint.json").read_text())
+        base = json.loads((finished / f"evaluations/{target}/base.json").read_text())
+        assert joint["loss"] != base["loss"]
+    assert not (finished / "evaluations/third/selection.json").exists()
+    assert "for gsm8k, third together" in (finished / "report.html").read_text()
+    assert "third" in (finished / "selections/joint/report.html").read_text()
+    assert not (finished / "selections/third").exists()
+
+
 def test_stage_commands_one_by_one_do_what_the_main_job_does(
     inputs: Path, finished: Path, tmp_path: Path
 ) -> None:

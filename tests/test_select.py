@@ -17,7 +17,7 @@ from g2is_ray.config import PRESETS, WalkSettings
 from g2is_ray.examples import SCHEMA
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.graph import knn_graph
-from g2is_ray.layout import graph_stage
+from g2is_ray.layout import graph_stage, score_name, variants_in
 from g2is_ray.rows import ArrayRows
 from g2is_ray.selection import select
 from g2is_ray.workspace import Workspace, array_bytes, part_name
@@ -214,3 +214,76 @@ def test_other_settings_are_refused_while_a_walk_is_half_done(make, g2is, refuse
     os.remove(held.location("selections/law/receipt.json"))  # noqa: PTH107
     sentence = refused(*arguments(held, "--delta", "0.5"))
     assert "was made with delta 0.8, now it is 0.5" in sentence
+
+
+# ---- one selection for several targets ----------------------------------------------
+
+
+def summary(held: Workspace, variant: str) -> dict:
+    return held.read_json(f"selections/{variant}/summary.json")
+
+
+def test_a_joint_selection_spends_one_budget_by_target_weight(make, g2is):
+    held = make("ws")
+    g2is(*arguments(held, "--joint", "--target-weight", "law=3"))
+    assert held.names("selections") == ["joint", "joint@paper", "joint@random"]
+    for variant in ("joint", "joint@paper"):
+        found = summary(held, variant)
+        budgets = dict.fromkeys(TARGETS, 0)
+        for component in found["per_component"]:
+            budgets[component["target"]] += component["budget"]
+        assert found["budget"] == found["selected"] == sum(budgets.values()) == 48
+        assert budgets["law"] == pytest.approx(48 * 3 / 5, abs=3)
+        assert budgets["code"] == pytest.approx(48 / 5, abs=3)
+
+
+def test_a_joint_selection_of_one_target_is_its_own(make, g2is):
+    held = make("ws")
+    only = "--target", "law=val.jsonl"
+    g2is(*arguments(held, *only))
+    g2is(*arguments(held, *only, "--joint"))
+    own, joint = files(held, "selections/law"), files(held, "selections/joint")
+    assert own["selection.jsonl"] == joint["selection.jsonl"]
+
+
+def test_targets_of_a_joint_selection_have_it_among_their_variants(make, g2is):
+    held = make("ws")
+    g2is(*arguments(held, "--joint", "--target", "law=v", "--target", "math=v"))
+    g2is(*arguments(held, "--target", "law=v", "--target", "code=v"))
+    joint = ["joint", "joint@paper", "joint@random"]
+    assert variants_in(held, "law") == ["law", "law@paper", "law@random", *joint]
+    assert variants_in(held, "math") == joint
+    assert variants_in(held, "code") == ["code", "code@paper", "code@random"]
+    assert [score_name("law", v) for v in variants_in(held, "law")] == [
+        *("selection", "paper", "random"),
+        *joint,
+    ]
+
+
+def test_other_targets_or_weights_are_another_joint_selection(make, g2is, refused):
+    held = make("ws")
+    g2is(*arguments(held, "--joint", "--target", "law=v", "--target", "math=v"))
+    g2is(*arguments(held, "--joint", "--target", "law=v", "--target", "math=v"))
+    assert "selections/joint was made with target_weight" in refused(*arguments(held, "--joint"))
+    sentence = refused(
+        *arguments(held, "--joint", "--target", "law=v", "--target", "math=v"),
+        *("--target-weight", "math=2"),
+    )
+    assert "selections/joint was made with target_weight" in sentence
+
+
+def test_a_weight_for_nobody_is_refused(make, refused):
+    sentence = refused(*arguments(make("ws"), "--joint", "--target-weight", "art=2"))
+    assert sentence == "target_weight art names no target; there are code, law, math"
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "much", "nan"])
+def test_a_weight_that_is_none_is_refused(weight, make, refused):
+    sentence = refused(*arguments(make("ws"), "--joint", "--target-weight", f"law={weight}"))
+    assert sentence.startswith("target_weight ")
+    assert weight in sentence
+
+
+def test_a_target_named_joint_is_refused_with_joint(make, refused):
+    sentence = refused(*arguments(make("ws"), "--joint", "--target", "joint=v"))
+    assert sentence == "a target is named joint, as is the selection of --joint; rename it"
