@@ -28,8 +28,8 @@ from g2is_ray.arrays import normalize
 from g2is_ray.config import WalkSettings
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.rows import map_neighbors
-from g2is_ray.selection import Plan, carry_out, plan
-from g2is_ray.walk import Pick, Walk, align
+from g2is_ray.selection import Selection, carry_out, knowledge_of
+from g2is_ray.walk import align
 from g2is_ray.workspace import Workspace, array_bytes, part_name
 
 PART_ROWS = 4096
@@ -139,10 +139,10 @@ def qualify(
     good = np.zeros(len(rows), dtype=bool)
     for first in range(0, len(rows), PART_ROWS):
         x_bd = x[rows[first : first + PART_ROWS]]
-        no_conflict = (x_bd @ x[members].T >= 0).all(axis=1)
-        sums = total + x_bd
+        left = np.flatnonzero((x_bd @ x[members].T >= 0).all(axis=1))
+        sums = total + x_bd[left]
         consistent = np.abs(sums @ component) / np.linalg.norm(sums, axis=1) >= delta * now
-        good[first : first + PART_ROWS] = no_conflict & consistent
+        good[first + left] = consistent
     return good
 
 
@@ -150,7 +150,7 @@ def qualify(
 
 
 class Products:
-    """Counts the dot products that a walk forms."""
+    """Counts the dot products that a walk forms, until stopped."""
 
     def __init__(self) -> None:
         self.formed = 0
@@ -161,45 +161,68 @@ class Products:
         self.formed += len(x_bd) * len(members_sd)
         return self._form(x_bd, members_sd)
 
+    def stop(self) -> None:
+        g2is_ray.walk.dot_products = self._form
 
-def walked(folder: Path, x: GradientSet, planned: Plan, delta: float) -> tuple[list[Pick], float]:
-    """Picks of the whole walk, and the seconds it took, its pass over the pool included."""
-    began = time.monotonic()
+
+class Clock:
+    """Wall and processor seconds; the latter say more on a machine that others use too."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        wall, processor = self._began
+        return time.monotonic() - wall, time.process_time() - processor
+
+
+def walked(
+    folder: Path, x: GradientSet, target: np.ndarray, settings: WalkSettings
+) -> tuple[Selection, float]:
+    """The selection, and the processor seconds it took, its pass over the pool included."""
+    clock = Clock()
     neighbors = map_neighbors(Workspace(str(folder)), "graph")
-    [along], valid = align(x, [planned.knowledge.components])
-    passed = time.monotonic() - began
-    walk = Walk(x, neighbors, along, valid, delta=delta, on_exhausted="restart")
-    picks = carry_out(planned, walk, "walk").picks
-    seconds = time.monotonic() - began
-    steps = Counter(pick.step for pick in picks)
+    knowledge = knowledge_of(target, len(x), x.dimensions, settings)
+    [along], valid = align(x, [knowledge.components])
+    passed, _ = clock.read()
+    selection = carry_out(knowledge, x, neighbors, along, valid, settings)
+    wall, processor = clock.read()
+    steps = Counter(pick.step for pick in selection.picks)
     print(
-        f"{len(picks)} of {len(x)} rows, {len(planned.budgets)} components, {dict(steps)}: "
-        f"{seconds:.1f} s, of which {passed:.1f} s for the pass over the pool",
+        f"{len(selection.picks)} of {len(x)} rows, {len(selection.budgets)} components, "
+        f"{dict(steps)}: {wall:.1f} s ({processor:.1f} s of processor time), of which "
+        f"{passed:.1f} s for the pass over the pool",
         flush=True,
     )
-    return picks, seconds
+    return selection, processor
 
 
 def fallbacks(given: argparse.Namespace) -> None:
     """A case where most picks are fallbacks, beside the yardstick."""
     x, target = prepared(given.folder, 50_000, 1024, 2, 1)
-    settings = WalkSettings(fraction=0.05)
-    planned = plan(x, target, settings)
-    picks, seconds = walked(given.folder, x, planned, settings.delta)
+    settings = WalkSettings(fraction=0.05, pca="centered", orient=False)
+    selection, own = walked(given.folder, x, target, settings)
     lists = map_neighbors(Workspace(str(given.folder)), "graph")
     arrays = x.read_all(), lists.take(np.arange(len(x)))
-    began = time.monotonic()
-    rows = list(published(*arrays, planned.knowledge.components, planned.budgets, settings.delta))
-    literal = time.monotonic() - began
-    same = rows == [pick.row for pick in picks]
-    print(f"literal transcription: {literal:.1f} s, ratio {literal / seconds:.1f}, same: {same}")
+    components, clock, rows = selection.knowledge.components, Clock(), list[int]()
+    for row in published(*arrays, components, selection.budgets, settings.delta):
+        rows.append(row)
+        if len(rows) % 250 == 0 or len(rows) == len(selection.rows):
+            wall, processor = clock.read()
+            same = rows == selection.rows[: len(rows)]
+            print(
+                f"literal transcription: {len(rows)} picks, {wall:.1f} s ({processor:.1f} s of "
+                f"processor time), same as the walk's: {same}",
+                flush=True,
+            )
+    print(f"ratio of processor time: {processor / own:.0f}")
 
 
 def large(given: argparse.Namespace) -> None:
-    """A million rows from files."""
+    """A million rows from files, for components with and without the target's mean in them."""
     x, target = prepared(given.folder, 1_000_000, 1024, 64, 32)
-    settings = WalkSettings(fraction=0.01)
-    walked(given.folder, x, plan(x, target, settings), settings.delta)
+    walked(given.folder, x, target, WalkSettings(fraction=0.01))
+    walked(given.folder, x, target, WalkSettings(fraction=0.01, pca="centered", orient=False))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"at most {peak:.2f} GiB resident, pages of the mapped files among them")
 
@@ -211,9 +234,44 @@ def scaling(given: argparse.Namespace) -> None:
     for budget in (1250, 2500, 5000, 10_000, 20_000):
         settings = WalkSettings(fraction=budget / len(x))
         products = Products()
-        _, seconds = walked(given.folder, x, plan(x, target, settings), settings.delta)
+        _, seconds = walked(given.folder, x, target, settings)
+        products.stop()
         points.append((products.formed, seconds))
-        print(f"budget {budget}: {products.formed:,} dot products")
+        print(f"budget {budget}: {products.formed:,} dot products", flush=True)
+    if given.plot:
+        given.plot.write_text(plot(points), encoding="utf-8")
+
+
+def plot(points: Sequence[tuple[int, float]]) -> str:
+    """An SVG of seconds over millions of dot products."""
+    width, height, margin = 480, 300, 48
+    most, longest = (max(values) for values in zip(*points, strict=True))
+    at = [
+        (
+            margin + (width - 2 * margin) * formed / most,
+            height - margin - (height - 2 * margin) * seconds / longest,
+            seconds,
+            formed,
+        )
+        for formed, seconds in points
+    ]
+    line = " ".join(f"{x:.0f},{y:.0f}" for x, y, *_ in at)
+    marks = "".join(
+        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3"/>'
+        f'<text x="{x:.0f}" y="{height - margin + 16}">{formed / 1e6:.0f}</text>'
+        f'<text x="{x:.0f}" y="{y - 8:.0f}">{seconds:.0f} s</text>'
+        for x, y, seconds, formed in at
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="11" text-anchor="middle">'
+        f'<rect width="{width}" height="{height}" fill="white"/>'
+        f'<path d="M{margin},{margin}V{height - margin}H{width - margin}" fill="none" '
+        f'stroke="gray"/><polyline points="{line}" fill="none" stroke="steelblue"/>{marks}'
+        f'<text x="{width / 2}" y="{height - 10}">millions of dot products with picks</text>'
+        f'<text x="{width / 2}" y="20">processor time of the walk, its pass over the pool '
+        "included</text></svg>\n"
+    )
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ class MappedParts:
     """Arrays [rows, w] of consecutive parts, addressed as one [n, w] by row number."""
 
     def __init__(self, arrays: list[NDArray[Any]]) -> None:
-        self.arrays = arrays
+        self.arrays = [np.asarray(array) for array in arrays]  # indexing a memmap itself is slow
         self.first_rows = np.cumsum([0, *map(len, arrays)])
 
     def __len__(self) -> int:
