@@ -28,10 +28,16 @@ def targets_in(workspace: Workspace) -> list[str]:
 
 
 def variants_in(workspace: Workspace, target: str) -> list[str]:
-    """Variants of a target that were selected, the target's own selection first."""
+    """Variants of a target that were selected, the target's own selection first.
+
+    If some were made anew since the pool grew, those that were not are left out: they cannot
+    be compared.
+    """
     found = (stage.removeprefix("selections/") for stage in workspace.stages())
-    own = (name for name in found if name == target or name.startswith(f"{target}@"))
-    return sorted(own, key=lambda name: (name != target, name))
+    own = [name for name in found if name == target or name.startswith(f"{target}@")]
+    # A random draw is as old as the selection that it is compared with.
+    current = [n for n in own if set(workspace.outgrown(f"selections/{n}")) <= {POOL}]
+    return sorted(current or own, key=lambda name: (name != target, name))
 
 
 def score_name(target: str, variant: str) -> str:

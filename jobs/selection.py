@@ -84,7 +84,8 @@ def _begin(session: Session, task: _Task) -> bool:
     """Record what makes the selection; whether it is still to be made."""
     workspace = session.workspace
     graph_folder, target_folder = graph_stage(task.graph.center), f"targets/{task.target}/gradients"
-    workspace.require(graph_folder, "graph" if task.graph.center else "graph --no-center")
+    workspace.require_current(graph_folder, "graph" if task.graph.center else "graph --no-center")
+    workspace.require_current("gradients", "gradients")
     workspace.require(target_folder, "gradients")
     comparison = session.settings(ComparisonSettings, f"selections/{task.target}")
     session.begin(
@@ -93,6 +94,7 @@ def _begin(session: Session, task: _Task) -> bool:
         task.walk,
         inputs=["gradients", graph_folder, target_folder],
         remember=as_dict(comparison),
+        grown="redo",
     )
     if workspace.receipt(task.stage):
         log.info("%s: already done", task.stage)
@@ -158,7 +160,7 @@ def _random(session: Session, target: str, variant: str) -> None:
     main = workspace.require(f"selections/{target}", "select")
     stage = f"selections/{variant}"
     _, _, seed = pool_settings(session)
-    session.begin(stage, seed, inputs=["pool", f"selections/{target}"])
+    session.begin(stage, seed, inputs=["pool", f"selections/{target}"], grown="redo")
     if workspace.receipt(stage):
         log.info("%s: already done", stage)
         return
@@ -197,6 +199,6 @@ def _commit(
 
 def selected_rows(session: Session, variant: str) -> list[int]:
     """Pool rows of a finished selection, in the order of picking."""
-    session.workspace.require(f"selections/{variant}", "select")
+    session.workspace.require_current(f"selections/{variant}", "select")
     lines = session.workspace.read_bytes(f"selections/{variant}/selection.jsonl").splitlines()
     return [json.loads(line)["row"] for line in lines]
