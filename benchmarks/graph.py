@@ -69,7 +69,7 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
     gradients = GradientSet(workspace, "gradients", center=given.center)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plan = make_plan(gradients, settings, given.memory_bytes, device)
-    write_plan(workspace, stage, plan)
+    write_plan(workspace, stage, plan, gradients)
     builder = GraphBuilder(workspace, stage, settings)
     times: Counter[str] = Counter()
     for tasks in steps(plan, gradients.parts):

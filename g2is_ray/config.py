@@ -57,6 +57,9 @@ class ReadSettings:
 class PoolSettings:
     pool: Annotated[tuple[str, ...], Field(min_length=1)]
     """Candidates: JSONL, JSON or Parquet files, globs, directories, URLs, hf://org/name[:split]."""
+    append: tuple[str, ...] = ()
+    """More candidates, as for pool, for a pool that is read already: gradients are taken of them
+    alone, the graph is extended, and selections are made anew."""
     format: str = "auto"
     """Schema of the pool's rows: auto, messages, prompt-completion, alpaca or sharegpt."""
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -53,10 +54,11 @@ class ExampleSet:
         receipt = workspace.require(folder, "ingest")
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
-        self.part_rows: int = receipt["part_rows"]
-
-    def first_row(self, part: int) -> int:
-        return part * self.part_rows
+        full = receipt["part_rows"]  # which no part but the last of each reading falls short of
+        sizes = receipt.get("sizes") or [
+            min(full, self.rows - first) for first in range(0, self.rows, full)
+        ]
+        self.first_rows = np.concatenate([[0], np.cumsum(sizes)])
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Rows of a part, each a dictionary with the columns of `SCHEMA` or those named."""
@@ -77,13 +79,14 @@ class ExampleSet:
         self, rows: Iterable[int], columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """The rows with these numbers, in the order given; each part is read once."""
-        wanted = list(rows)
+        wanted = np.asarray(list(rows), dtype=np.int64)
+        part_of = np.searchsorted(self.first_rows, wanted, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
-        for part in sorted({row // self.part_rows for row in wanted}):
+        for part in np.unique(part_of).tolist():
             held = self.read(part, columns)
-            first = self.first_row(part)
-            found.update({r: held[r - first] for r in wanted if r // self.part_rows == part})
-        return [found[row] for row in wanted]
+            first = int(self.first_rows[part])
+            found.update({r: held[r - first] for r in wanted[part_of == part].tolist()})
+        return [found[row] for row in wanted.tolist()]
 
 
 class _Ids:
@@ -96,18 +99,19 @@ class _Ids:
         self._db.execute("BEGIN")
         self._db.execute("CREATE TABLE ids (key BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
 
-    def add(self, example: Example) -> None:
+    def add(self, own: str, place: str) -> None:
         """Raises InputError if the id was seen before, WorkspaceError if the disk is full."""
-        key = hashlib.blake2b(example.id.encode(), digest_size=16).digest()
-        place = f"{example.file}:{example.line}"
+        key = hashlib.blake2b(own.encode(), digest_size=16).digest()
         try:
             self._db.execute("INSERT INTO ids VALUES (?, ?)", (key, place))
         except sqlite3.IntegrityError:
             first = self._db.execute("SELECT place FROM ids WHERE key = ?", (key,)).fetchone()[0]
-            raise InputError(
-                f"{place}: id {example.id!r} was already used at {first}; give every row an id "
-                "of its own, or none"
-            ) from None
+            remedy = (
+                "rows without an id of their own are named after their file, so rename it"
+                if own == place
+                else "give every row an id of its own, or none"
+            )
+            raise InputError(f"{place}: id {own!r} was already used at {first}; {remedy}") from None
         except sqlite3.OperationalError as error:
             raise WorkspaceError(
                 f"{tempfile.gettempdir()} cannot hold the list of ids: {error}; free some space, "
@@ -127,36 +131,70 @@ def write_examples(
     *,
     schema: str = "auto",
     max_rows: int | None = None,
+    append: str = "",
 ) -> dict[str, Any]:
     """Read examples from `files` and write them as the parts of the set `folder`.
 
     Streams: memory holds one part. Finished parts are not written again. Rows that
     cannot be used go to `rejected.jsonl` with file, line, reason and text.
 
+    Args:
+        append: what tells these files from any others; if given, they become further parts of
+            the finished set, which stays as it is until they are all written.
+
     Returns:
-        The set's receipt: rows, parts, part_rows, rejected, truncated, tokens.
+        The set's receipt: rows, parts, sizes (rows of each part), part_rows, rejected,
+        truncated, tokens, and the first part of each append.
 
     Raises:
         InputError: a file cannot be read, an id is used twice, nothing usable is left,
-            more than `settings.max_rejected` of the rows cannot be used, or there are
+            more than `settings.max_rejected` of the files' rows cannot be used, or there are
             more than `max_rows`.
     """
     began = time.monotonic()
     receipts: list[dict[str, Any]] = []
+    first = _first_part(workspace, folder, append)
     with tempfile.TemporaryDirectory(prefix="g2is-ids-") as scratch:
         ids = _Ids(scratch)
+        for part in range(first):
+            for row in ExampleSet(workspace, folder).read(part, ["id", "file", "line"]):
+                ids.add(row["id"], f"{row['file']}:{row['line']}")
         items = read_examples(files, format=schema, source_field=settings.source_field)
         numbered = _checked(items, ids, files, max_rows)
         while True:
             receipt = _write_part(
-                workspace, folder, len(receipts), numbered, encoder, settings.part_rows
+                workspace,
+                folder,
+                first + len(receipts),
+                numbered,
+                encoder,
+                settings.part_rows,
+                append,
             )
             if receipt is None:
                 break
             receipts.append(receipt)
             log.info("%s: %d rows read", folder, sum(r["rows"] for r in receipts))
         ids.close()
-    return _finish(workspace, folder, files, receipts, settings, time.monotonic() - began)
+    _refuse_rejected(workspace, folder, files, first, receipts, settings)
+    seconds = time.monotonic() - began
+    return _finish(workspace, folder, first, receipts, settings.part_rows, append, seconds)
+
+
+def _set_receipt(workspace: Workspace, folder: str) -> dict[str, Any]:
+    """The set's receipt as it stands, whether or not its files do; empty if there is none."""
+    try:
+        return dict(workspace.read_json(f"{folder}/{STAGE_RECEIPT}.json"))
+    except WorkspaceError:
+        return {}
+
+
+def _first_part(workspace: Workspace, folder: str, append: str) -> int:
+    """Where the parts of an append begin, one that is done already among them."""
+    if not append:
+        return 0
+    receipt = workspace.require(folder, "ingest")
+    return int(receipt.get("appends", {}).get(append, receipt["parts"]))
 
 
 def _checked(
@@ -165,7 +203,7 @@ def _checked(
     count = 0
     for item in items:
         if isinstance(item, Example):
-            ids.add(item)
+            ids.add(item.id, f"{item.file}:{item.line}")
             count += 1
             if max_rows is not None and count > max_rows:
                 raise InputError(
@@ -183,10 +221,11 @@ def _write_part(
     items: Iterator[Example | Rejected],
     encoder: ChatEncoder,
     part_rows: int,
+    append: str,
 ) -> dict[str, Any] | None:
     """Write the next part, or pass over its items if it is done; None at the end."""
     done = workspace.receipt(folder, part_name(part))
-    if done is not None:
+    if done is not None and done.get("append", "") == append:
         for _ in range(done["items"]):
             next(items)
         return done
@@ -221,6 +260,8 @@ def _write_part(
         "truncated": sum(row["truncated"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
     }
+    if append:
+        facts["append"] = append
     return workspace.commit(folder, name, files, facts)
 
 
@@ -245,41 +286,85 @@ def _rejected_line(one: Rejected) -> bytes:
     return (json.dumps(fields) + "\n").encode()
 
 
-def _finish(
+def _refuse_rejected(
     workspace: Workspace,
     folder: str,
     files: Sequence[str],
-    receipts: list[dict[str, Any]],
+    first: int,
+    receipts: Sequence[dict[str, Any]],
     settings: ReadSettings,
-    seconds: float,
-) -> dict[str, Any]:
-    total = {
-        key: sum(r[key] for r in receipts)
-        for key in ("rows", "items", "rejected", "truncated", "tokens")
-    }
-    lines = b"".join(
+) -> None:
+    """Refuse files too many rows of which cannot be used; names the first, and where all are."""
+    rows, items, rejected = (sum(r[key] for r in receipts) for key in ("rows", "items", "rejected"))
+    if not rejected:
+        return
+    lines = _rejected_lines(workspace, folder, enumerate(receipts, start=first))
+    one = json.loads(lines.splitlines()[0])
+    reason = f"{one['file']}:{one['line']}: {one['reason']}"
+    log.warning("%s: %d rows set aside, first %s", folder, rejected, reason)
+    if not rows or rejected > settings.max_rejected * items:
+        # A finished set's own rejected.jsonl belongs to its receipt.
+        where = f"{folder}/{'append-' if first else ''}rejected.jsonl"
+        workspace.write_bytes(where, lines)
+        allowed = f"more than max_rejected {settings.max_rejected:g} allows"
+        raise InputError(
+            f"{', '.join(files)}: {rejected} of {items} rows cannot be used, "
+            f"{allowed if rows else 'so nothing is left'}; the first is {reason}; "
+            f"all are in {workspace.location(where)}"
+        )
+
+
+def _rejected_lines(
+    workspace: Workspace, folder: str, receipts: Iterable[tuple[int, dict[str, Any]]]
+) -> bytes:
+    return b"".join(
         workspace.read_bytes(f"{folder}/{part_name(part)}.rejected.jsonl")
-        for part, receipt in enumerate(receipts)
+        for part, receipt in receipts
         if receipt["rejected"]
     )
-    where = f"{folder}/rejected.jsonl"
-    if total["rejected"]:
-        workspace.write_bytes(where, lines)
-        first = json.loads(lines.splitlines()[0])
-        reason = f"{first['file']}:{first['line']}: {first['reason']}"
-        log.warning("%s: %d rows set aside, first %s", folder, total["rejected"], reason)
-        if not total["rows"] or total["rejected"] > settings.max_rejected * total["items"]:
-            allowed = f"more than max_rejected {settings.max_rejected:g} allows"
-            raise InputError(
-                f"{', '.join(files)}: {total['rejected']} of {total['items']} rows cannot be used, "
-                f"{allowed if total['rows'] else 'so nothing is left'}; the first is {reason}; "
-                f"all are in {workspace.location(where)}"
-            )
+
+
+def _finish(
+    workspace: Workspace,
+    folder: str,
+    first: int,
+    own: Sequence[dict[str, Any]],
+    part_rows: int,
+    append: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write the set's receipt, of the parts just written and of those that it has besides."""
+    earlier = _set_receipt(workspace, folder)
+    count = max(first + len(own), earlier.get("parts", 0))
+    receipts = [
+        own[part - first]
+        if 0 <= part - first < len(own)
+        else workspace.read_json(f"{folder}/{name}.json")
+        for part, name in enumerate(map(part_name, range(count)))
+    ]
+    keys = ("rows", "items", "rejected", "truncated", "tokens")
     facts = {
-        **total,
-        "parts": len(receipts),
-        "part_rows": settings.part_rows,
-        "seconds": round(seconds, 3),
+        **{key: sum(r[key] for r in receipts) for key in keys},
+        "parts": count,
+        "part_rows": part_rows,
+        "sizes": [r["rows"] for r in receipts],
+        "seconds": round(seconds + (earlier["seconds"] if append else 0), 3),
     }
-    held = {"rejected.jsonl": lines} if lines else {}
-    return workspace.commit(folder, STAGE_RECEIPT, held, facts)
+    appends = earlier.get("appends", {}) | ({append: first} if append else {})
+    if appends:
+        facts["appends"] = appends
+    lines = _rejected_lines(workspace, folder, enumerate(receipts))
+    receipt = workspace.commit(
+        folder, STAGE_RECEIPT, {"rejected.jsonl": lines} if lines else {}, facts
+    )
+    _remove_leftovers(workspace, folder, count)
+    return receipt
+
+
+def _remove_leftovers(workspace: Workspace, folder: str, parts: int) -> None:
+    """Remove what an append that was given up has left: parts that the set does not have."""
+    kept = {part_name(part) for part in range(parts)}
+    for name in workspace.names(folder):
+        is_part = name.startswith("part-") and name.partition(".")[0] not in kept
+        if is_part or name == "append-rejected.jsonl":
+            workspace.remove(f"{folder}/{name}")

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
+from g2is_ray.layout import graph_stage
 from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
 from g2is_ray.workspace import Workspace, array_bytes, part_name
+
+MEAN = "mean.npy"  # of a centered graph: what is subtracted from all rows
 
 
 def gradient_files(part: int, projected: NDArray[np.float32]) -> dict[str, bytes]:
@@ -48,12 +51,23 @@ class GradientSet:
         self.part_rows = [len(each) for each in norms]
         self.first_rows = np.cumsum([0, *self.part_rows])
         self._norms = np.concatenate(norms)
-        self._mean = self._pool_mean() if center else None
+        self.mean = self._graph_mean() if center else None  # float64 [d]
 
     def _array(self, part: int, kind: str = "") -> NDArray[Any]:
         return self._workspace.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")
 
-    def _pool_mean(self) -> NDArray[np.float64]:
+    def _graph_mean(self) -> NDArray[np.float64]:
+        """The mean that the centered graph was begun with; the pool's, if there is none yet.
+
+        A pool that grows keeps it, because another mean would change every row.
+        """
+        path = f"{graph_stage(True)}/{MEAN}"
+        return (
+            self._workspace.read_array(path) if self._workspace.exists(path) else self.pool_mean()
+        )
+
+    def pool_mean(self) -> NDArray[np.float64]:
+        """Mean gradient [d] of all valid rows."""
         total = sum(self._array(part, ".sum") for part in range(self.parts))
         return np.asarray(total / max(1, self.rows - self.invalid))
 
@@ -65,9 +79,9 @@ class GradientSet:
         self, stored: NDArray[np.float16], norms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         unit = stored.astype(np.float32)
-        if self._mean is None:
+        if self.mean is None:
             return normalize(unit)
-        return normalize(unit * norms[:, None], self._mean)
+        return normalize(unit * norms[:, None], self.mean)
 
     @cached_property
     def dimensions(self) -> int:

@@ -125,7 +125,10 @@ class GraphBuilder:
             self._search_index(nearest, queries, *self._held[1])
         elif self._plan.search == "exact":
             base, numbers, _ = self._held[1]
-            search_exactly(nearest, on_device(queries, self._device), base, numbers)
+            held, stop = on_device(queries, self._device), 0
+            for part in self._plan.groups[task.group]:  # the same products in any groups
+                start, stop = stop, stop + len(self._gradients.valid_rows([part]))
+                search_exactly(nearest, held, base[start:stop], numbers[start:stop])
         else:
             probes = self._array(GraphTask(kind="assign", part=task.part), "lists")[valid]
             search_lists(nearest, on_device(queries, self._device), probes, *self._held[1])

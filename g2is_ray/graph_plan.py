@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 
 from g2is_ray.config import GraphSettings
-from g2is_ray.features import GradientSet
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.features import MEAN, GradientSet
+from g2is_ray.workspace import Workspace, array_bytes, part_name
 
 _EXACT_PRODUCTS = {"cpu": 2e12, "cuda": 2e16}  # rows² x dimensions that take seconds
 _SAMPLE = 1024  # rows whose exact neighbors are found: half to choose the probe, half to check it
@@ -29,6 +30,12 @@ class GraphPlan:
     lists: int = 0
     probe: int = 0
     sample: list[int] | None = None  # rows whose exact neighbors are known
+    mean_rows: int = 0  # of the pool whose mean is subtracted; 0 for none
+
+    @property
+    def parts(self) -> int:
+        """Parts that the graph is of."""
+        return sum(map(len, self.groups))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +83,43 @@ def make_plan(
     elif settings.graph in ("exact", "ivf"):
         search = "exact" if settings.graph == "exact" else "ivf"
     everything = list(range(gradients.parts))
-    if search == "faiss":
-        groups = [everything]
-    else:
-        row_bytes = dimensions * (2 if device == "cuda" else 4)
-        room = _SHARE_OF_MEMORY * memory_bytes / row_bytes
-        groups = _groups(gradients.part_rows, room)
+    groups = (
+        [everything]
+        if search == "faiss"
+        else _groups(everything, gradients.part_rows, _room(dimensions, memory_bytes, device))
+    )
     sample = None if search == "exact" else _sample(gradients)
     lists = 2 ** round(math.log2(max(4.0, 4 * math.sqrt(rows)))) if search == "ivf" else 0
-    return GraphPlan(search=search, groups=groups, lists=lists, sample=sample)
+    mean_rows = rows if settings.center else 0
+    return GraphPlan(search=search, groups=groups, lists=lists, sample=sample, mean_rows=mean_rows)
 
 
-def _groups(part_rows: Sequence[int], room: float) -> list[list[int]]:
+def extended_plan(
+    plan: GraphPlan, gradients: GradientSet, memory_bytes: int, device: str
+) -> GraphPlan:
+    """The plan with the parts that it lacks in groups of their own; an index takes them all."""
+    if plan.search == "faiss":
+        return dataclasses.replace(plan, groups=[list(range(gradients.parts))])
+    room = _room(gradients.dimensions, memory_bytes, device)
+    more = _groups(range(plan.parts, gradients.parts), gradients.part_rows, room)
+    return dataclasses.replace(plan, groups=plan.groups + more)
+
+
+def _room(dimensions: int, memory_bytes: int, device: str) -> float:
+    """Base rows that a worker holds at once."""
+    return _SHARE_OF_MEMORY * memory_bytes / (dimensions * (2 if device == "cuda" else 4))
+
+
+def _groups(parts: Iterable[int], part_rows: Sequence[int], room: float) -> list[list[int]]:
     """Runs of parts that hold at most `room` rows together; a single part may exceed it."""
     groups: list[list[int]] = []
     held = 0
-    for part, count in enumerate(part_rows):
-        if not groups or held + count > room:
+    for part in parts:
+        if not groups or held + part_rows[part] > room:
             groups.append([])
             held = 0
         groups[-1].append(part)
-        held += count
+        held += part_rows[part]
     return groups
 
 
@@ -107,8 +130,34 @@ def _sample(gradients: GradientSet) -> list[int]:
     return sorted(rng.choice(valid, size=min(_SAMPLE, len(valid)), replace=False).tolist())
 
 
-def write_plan(workspace: Workspace, stage: str, plan: GraphPlan) -> None:
-    workspace.commit(stage, PLAN, {}, asdict(plan))
+def write_plan(workspace: Workspace, stage: str, plan: GraphPlan, gradients: GradientSet) -> None:
+    """Write the plan, and the mean that is subtracted from rows, if one is."""
+    mean = gradients.mean
+    files = {} if mean is None else {MEAN: array_bytes(mean)}
+    workspace.commit(stage, PLAN, files, asdict(plan))
+
+
+def extend_plan(
+    workspace: Workspace,
+    stage: str,
+    plan: GraphPlan,
+    gradients: GradientSet,
+    memory_bytes: int,
+    device: str,
+) -> GraphPlan:
+    """Have a graph take in the parts that were added to the pool.
+
+    Pairs that are done stay so, as do lists and sample; what has to be made of more pairs, or
+    of another index, is no longer done.
+    """
+    if plan.search == "faiss":
+        for part in range(plan.parts):
+            workspace.remove(f"{stage}/{GraphTask(kind='pair', part=part).piece}.json")
+    for task in merges(plan.parts):
+        workspace.remove(f"{stage}/{task.piece}.json")
+    extended = extended_plan(plan, gradients, memory_bytes, device)
+    write_plan(workspace, stage, extended, gradients)
+    return extended
 
 
 def read_plan(workspace: Workspace, stage: str) -> GraphPlan | None:

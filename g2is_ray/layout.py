@@ -31,16 +31,22 @@ def targets_in(workspace: Workspace) -> list[str]:
 
 def variants_in(workspace: Workspace, target: str) -> list[str]:
     """Variants that were selected for a target: its own selection, what that is compared with,
-    then the joint selection if the target is part of it, and what that is compared with."""
+    then the joint selection if the target is part of it, and what that is compared with.
+
+    If some were made anew since the pool grew, those that were not are left out: they cannot
+    be compared.
+    """
     stages = workspace.stages()
     joint = stages.get(f"selections/{JOINT}", {}).get("inputs", {})
     bases = [target] + [JOINT] * (target != JOINT and f"targets/{target}/gradients" in joint)
     names = [stage.removeprefix("selections/") for stage in stages]
-    return [
+    own = [
         name
         for base in bases
         for name in sorted(n for n in names if n == base or n.startswith(f"{base}@"))
     ]
+    # A random draw is as old as the selection that it is compared with.
+    return [n for n in own if set(workspace.outgrown(f"selections/{n}")) <= {POOL}] or own
 
 
 def score_name(target: str, variant: str) -> str:

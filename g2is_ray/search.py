@@ -102,7 +102,7 @@ class Nearest:
         found_mk, at = cosines_mb.topk(min(k, len(rows_b)), dim=1)
         both = torch.cat([self._cosines_qk[which_m], found_mk], dim=1)
         rows = torch.cat([self._neighbors_qk[which_m], rows_b[at]], dim=1)
-        best_mk, at = both.topk(k, dim=1)
+        best_mk, at = _best(both, k)
         self._cosines_qk[which_m] = best_mk
         self._neighbors_qk[which_m] = rows.gather(1, at)
 
@@ -111,7 +111,7 @@ class Nearest:
         both = torch.cat([self._cosines_qk, cosines_qb], dim=1)
         rows = torch.cat([self._neighbors_qk, neighbors_qb], dim=1)
         both.masked_fill_((rows < 0) | (rows == self._own_q[:, None]), -torch.inf)
-        self._cosines_qk, at = both.topk(self._cosines_qk.shape[1], dim=1)
+        self._cosines_qk, at = _best(both, self._cosines_qk.shape[1])
         self._neighbors_qk = rows.gather(1, at)
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -120,6 +120,16 @@ class Nearest:
         found = self._cosines_qk.cpu().numpy()
         nothing = ~np.isfinite(found)
         return np.where(nothing, -1, neighbors), np.where(nothing, 0, found).astype(np.float32)
+
+
+def _best(cosines_qb: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest and where they are, in descending order; of equal ones the first.
+
+    `topk` takes any of equal ones, and then the best of all would depend on what is merged
+    with what.
+    """
+    found, at = cosines_qb.sort(dim=1, descending=True, stable=True)
+    return found[:, :k], at[:, :k]
 
 
 def search_exactly(

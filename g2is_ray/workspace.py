@@ -13,11 +13,12 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -25,9 +26,14 @@ from numpy.typing import NDArray
 
 from g2is_ray.errors import SettingError, WorkspaceError
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 STAGE_RECEIPT = "receipt"
 _INDEX = "workspace.json"
+
+Growth = Literal["refuse", "extend", "keep", "redo"]
+"""What becomes of a stage whose inputs have grown since it was made."""
 
 
 def part_name(part: int) -> str:
@@ -253,6 +259,21 @@ class Workspace:
             )
         return self.read_json(f"{stage}/{STAGE_RECEIPT}.json")
 
+    def require_current(self, stage: str, command: str) -> dict[str, Any]:
+        """As `require`, of a stage that is of all that its inputs hold by now.
+
+        Raises:
+            WorkspaceError: the stage is not finished, or an input has grown since it was made;
+                names the `command` that does it.
+        """
+        receipt = self.require(stage, command)
+        for name in self.outgrown(stage):
+            raise WorkspaceError(
+                f"{name} has grown since {stage} was made; run `g2is {command} --workspace "
+                f"{self.url}` first"
+            )
+        return receipt
+
     # ---- stage records ---------------------------------------------------------
 
     def _index(self) -> dict[str, Any]:
@@ -275,12 +296,21 @@ class Workspace:
         """Record of each stage that was begun: `settings`, `inputs`, `fingerprint`."""
         return self._index()["stages"]
 
+    def outgrown(self, stage: str) -> list[str]:
+        """Inputs of the stage that have grown since it was made."""
+        known = self.stages()
+        inputs = known.get(stage, {}).get("inputs", {})
+        return [name for name, made_of in inputs.items() if made_of in _past(known.get(name))]
+
     def begin(
         self,
         stage: str,
         settings: Mapping[str, Any],
         inputs: Sequence[str] = (),
         arguments: Mapping[str, Any] | None = None,
+        *,
+        grown: Growth = "refuse",
+        remedies: Mapping[str, str] | None = None,
     ) -> str:
         """Record what makes `stage`, or check that it is what made what lies there.
 
@@ -289,9 +319,13 @@ class Workspace:
             settings: everything that changes what the stage writes.
             inputs: stages that it reads.
             arguments: values to remember that do not change what is written.
+            grown: if inputs have grown since the stage was made, refuse it; extend it, which
+                leaves it unfinished; keep it as it is; or remove it, to be made anew.
+            remedies: by setting, what else to do where that differs.
 
         Returns:
-            The stage's fingerprint.
+            The stage's fingerprint. What stages have grown from is remembered, so that a
+            stage made of a smaller pool is told from one made of another pool.
 
         Raises:
             WorkspaceError: the folder was made with other settings or inputs, or with nobody
@@ -299,13 +333,7 @@ class Workspace:
         """
         index = self._index()
         known = index["stages"]
-        settings = json.loads(json.dumps(settings))
-        record: dict[str, Any] = {
-            "settings": settings,
-            "inputs": {name: known[name]["fingerprint"] for name in inputs},
-        }
-        text = json.dumps(record, sort_keys=True)
-        record["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        record = _record(settings, {name: known[name]["fingerprint"] for name in inputs})
         record["arguments"] = dict(arguments or {})
         earlier = known.get(stage)
         if self.names(stage):
@@ -314,26 +342,91 @@ class Workspace:
                     f"{self.location(stage)} holds files, but {_INDEX} does not say what made "
                     "them: use another workspace, or remove them to make them anew"
                 )
-            self._compare(stage, earlier, record)
-        else:
-            known[stage] = record
-            self.write_json(_INDEX, index)
+            if record["fingerprint"] in (earlier["fingerprint"], *_past(earlier)):
+                return str(earlier["fingerprint"])
+            self._compare(stage, earlier, record, remedies or {})
+            larger = self._larger(stage, earlier, record, grown)
+            if grown == "keep":
+                return str(earlier["fingerprint"])
+            if grown == "extend":
+                self.remove(f"{stage}/{STAGE_RECEIPT}.json")
+            else:
+                log.info("%s: made anew, because %s has grown since", stage, ", ".join(larger))
+                self.remove(stage)
+        # The record comes last: one that is killed before it finds the same growth again.
+        record["grown_from"] = _lineage(earlier, record, known)
+        known[stage] = record
+        self.write_json(_INDEX, index)
         return str(record["fingerprint"])
 
-    def _compare(self, stage: str, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    def extend(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Record that a finished stage has grown, and now is what `settings` make."""
+        index = self._index()
+        earlier = index["stages"][stage]
+        record = _record(settings, earlier["inputs"])
+        record["arguments"] = earlier["arguments"]
+        record["grown_from"] = [*_past(earlier), earlier["fingerprint"]]
+        index["stages"][stage] = record
+        self.write_json(_INDEX, index)
+
+    def _compare(
+        self,
+        stage: str,
+        earlier: dict[str, Any],
+        now: dict[str, Any],
+        remedies: Mapping[str, str],
+    ) -> None:
         remedy = f"use another workspace, or remove {self.location(stage)} to make it anew"
         before, after = earlier["settings"], now["settings"]
         both = before.keys() & after.keys()  # first, because a difference there says more
         for name in (*sorted(both), *sorted(before.keys() ^ after.keys())):
             was, wanted = before.get(name), after.get(name)
             if was != wanted:
+                other = f"{remedies[name]}, " if name in remedies else ""
                 raise WorkspaceError(
                     f"{stage} was made with {name} {_short(was)}, now it is {_short(wanted)}: "
-                    f"{remedy}"
+                    f"{other}{remedy}"
                 )
+
+    def _larger(
+        self, stage: str, earlier: dict[str, Any], now: dict[str, Any], grown: Growth
+    ) -> list[str]:
+        """Inputs that have grown since; raises WorkspaceError where they differ otherwise."""
+        larger = self.outgrown(stage)
         for name, fingerprint in now["inputs"].items():
-            if earlier["inputs"].get(name) != fingerprint:
-                raise WorkspaceError(f"{stage} was made from another {name}: {remedy}")
+            if earlier["inputs"].get(name) != fingerprint and (
+                grown == "refuse" or name not in larger
+            ):
+                raise WorkspaceError(
+                    f"{stage} was made from another {name}: use another workspace, or remove "
+                    f"{self.location(stage)} to make it anew"
+                )
+        return larger
+
+
+def _record(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    record = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
+    text = json.dumps(record, sort_keys=True)
+    return {**record, "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _past(record: Mapping[str, Any] | None) -> list[str]:
+    """Fingerprints that the stage had before it grew."""
+    return list((record or {}).get("grown_from", ()))
+
+
+def _lineage(
+    earlier: dict[str, Any] | None, now: dict[str, Any], known: dict[str, dict[str, Any]]
+) -> list[str]:
+    """What the stage has grown from: nothing, if it was made otherwise before."""
+    if earlier is None or earlier["settings"] != now["settings"]:
+        return []
+    if earlier["fingerprint"] == now["fingerprint"]:
+        return _past(earlier)
+    for name, fingerprint in now["inputs"].items():
+        if earlier["inputs"].get(name) not in (fingerprint, *_past(known[name])):
+            return []
+    return [*_past(earlier), earlier["fingerprint"]]
 
 
 def _short(value: Any) -> str:

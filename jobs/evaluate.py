@@ -28,7 +28,7 @@ def _evaluate(session: Session, target: str) -> None:
     workspace = session.workspace
     variants = variants_in(workspace, target)
     for variant in variants or [target]:
-        workspace.require(f"tuned/{variant}", "tune")
+        workspace.require_current(f"tuned/{variant}", "tune")
     model, read, _ = pool_settings(session)
     stage = f"evaluations/{target}"
     settings = session.settings(EvaluateSettings, stage)

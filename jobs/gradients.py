@@ -27,7 +27,8 @@ def gradients(session: Session) -> None:
         count = ExampleSet(workspace, examples).parts
         workspace.require("warmup", "warmup")
         inputs = [examples, "warmup"]
-        session.begin(stage, model, settings, seed, inputs=inputs, facts={"adjusted": adjust})
+        facts = {"adjusted": adjust}
+        session.begin(stage, model, settings, seed, inputs=inputs, facts=facts, grown="extend")
         parts += [
             GradientPart(examples=examples, stage=stage, part=part, adjust=adjust)
             for part in range(count)

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from actors.cluster import share_of_cluster
 from actors.graph_worker import GraphWorker
 from g2is_ray.config import ComparisonSettings, GraphSettings
@@ -15,6 +17,7 @@ from g2is_ray.graph import faiss_index
 from g2is_ray.graph_plan import (
     GraphPlan,
     GraphTask,
+    extend_plan,
     make_plan,
     merges,
     read_plan,
@@ -40,19 +43,27 @@ def graph(session: Session) -> None:
     """Write the graph; and the published one too, if it is to be compared with."""
     settings = graph_settings(session)
     _write(session, settings)
-    if settings.center and "paper" in session.settings(ComparisonSettings, "pool").baselines:
+    published = graph_stage(False)
+    wanted = "paper" in session.settings(ComparisonSettings, "pool").baselines
+    if settings.center and (wanted or session.workspace.outgrown(published)):
         _write(session, dataclasses.replace(settings, center=False))
 
 
 def _write(session: Session, settings: GraphSettings) -> None:
     workspace = session.workspace
-    pool = workspace.require("gradients", "gradients")
+    pool = workspace.require_current("gradients", "gradients")
     require_faiss()
     check_neighbors(settings.neighbors, pool["rows"])
     stage = graph_stage(settings.center)
-    session.begin(stage, settings, inputs=["gradients"])
+    plan = read_plan(workspace, stage)
+    mean_rows = plan.mean_rows if plan else pool["rows"] if settings.center else 0
+    facts = {"mean_rows": mean_rows}  # a graph of another mean is another graph
+    session.begin(stage, settings, inputs=["gradients"], facts=facts, grown="extend")
     gradients = GradientSet(workspace, "gradients", center=settings.center)
-    plan = read_plan(workspace, stage) or _plan(session, stage, settings, gradients)
+    if plan is None:
+        plan = _plan(session, stage, settings, gradients)
+    elif plan.parts < gradients.parts:
+        plan = _extend(session, stage, plan, gradients)
     last = merges(gradients.parts)
     done = all(workspace.receipt(stage, task.piece) for task in last)
     for tasks in [last] if done else steps(plan, gradients.parts):
@@ -76,6 +87,13 @@ def _write(session: Session, settings: GraphSettings) -> None:
         stage,
         *(facts[name] for name in ("search", "recall", "mean_similarity")),
     )
+    if facts["recall_high"] < settings.recall:
+        log.warning(
+            "%s: recall is below %g; remove %s to build it anew",
+            stage,
+            settings.recall,
+            workspace.location(stage),
+        )
 
 
 def _plan(
@@ -83,14 +101,36 @@ def _plan(
 ) -> GraphPlan:
     if settings.graph not in ("auto", "exact", "ivf"):
         faiss_index(settings.graph, gradients.dimensions)  # refused before any work is done
-    session.ray()
-    on_gpu = share_of_cluster(session.execution).num_gpus > 0
-    plan = make_plan(
-        gradients, settings, session.execution.memory_bytes, "cuda" if on_gpu else "cpu"
-    )
-    write_plan(session.workspace, stage, plan)
+    plan = make_plan(gradients, settings, session.execution.memory_bytes, _device(session))
+    write_plan(session.workspace, stage, plan, gradients)
     log.info("%s: %s search in %d groups of parts", stage, plan.search, len(plan.groups))
     return plan
+
+
+def _extend(session: Session, stage: str, plan: GraphPlan, gradients: GradientSet) -> GraphPlan:
+    log.info("%s: %d parts more", stage, gradients.parts - plan.parts)
+    if gradients.mean is not None:
+        now = gradients.pool_mean()
+        moved = np.linalg.norm(now - gradients.mean) / np.linalg.norm(now)
+        log.info(
+            "%s: stays centered on the mean of its first %d rows; the pool's is %.1f %% off by now",
+            stage,
+            plan.mean_rows,
+            100 * moved,
+        )
+    return extend_plan(
+        session.workspace,
+        stage,
+        plan,
+        gradients,
+        session.execution.memory_bytes,
+        _device(session),
+    )
+
+
+def _device(session: Session) -> str:
+    session.ray()
+    return "cuda" if share_of_cluster(session.execution).num_gpus > 0 else "cpu"
 
 
 def _do(

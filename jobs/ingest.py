@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from g2is_ray.config import (
     TargetSettings,
     as_dict,
 )
-from g2is_ray.errors import SettingError
+from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import write_examples
 from g2is_ray.reading import describe, expand
 from jobs.session import Session
@@ -34,7 +36,11 @@ def ingest(session: Session) -> None:
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
     for file in (*targets.target.values(), *targets.test.values()):
         expand([file])  # one that is missing shows before the pool is read
-    _read(session, "pool", list(pool.pool), schema=pool.format, remember=as_dict(pool))
+    remember = as_dict(pool)
+    del remember["append"]  # it is asked for once
+    _read(session, "pool", list(pool.pool), schema=pool.format, remember=remember)
+    if pool.append:
+        _append(session, list(pool.append), pool.format)
     for name, file in targets.target.items():
         _read(session, f"targets/{name}/val", [file], max_rows=targets.max_target_rows)
     for name, file in targets.test.items():
@@ -55,11 +61,10 @@ def _read(
         return  # nothing was asked of the files that it came from
     model, read, seed = pool_settings(session)
     files = expand(sources)
-    decides = as_dict(read, model) | {"schema": schema, "files": [describe(f) for f in files]}
-    for name in ("max_rejected", "dtype"):  # neither changes what is written
-        del decides[name]
+    decides = _decides(model, read, schema) | {"files": [describe(f) for f in files]}
     remembered = as_dict(read, model, seed) | (remember or {})
-    workspace.begin(stage, decides, arguments=remembered)
+    remedies = {"files": "add files with --append"} if stage == "pool" else {}
+    workspace.begin(stage, decides, arguments=remembered, remedies=remedies)
     if workspace.finished(stage):
         log.info("%s: already done", stage)
         return
@@ -67,6 +72,59 @@ def _read(
     receipt = write_examples(
         workspace, stage, files, encoder, read, schema=schema, max_rows=max_rows
     )
+    _log_rows(stage, receipt)
+    if receipt.get("appends") and "append" not in session.given and not workspace.finished(stage):
+        raise WorkspaceError(
+            f"{workspace.location(stage)}: a part of appended files is damaged; give the "
+            "--append that read them again"
+        )
+
+
+def _append(session: Session, sources: list[str], schema: str) -> None:
+    """Add the rows of files that the pool does not have yet, as parts of their own.
+
+    The set's receipt is written before the record: if it knows the append already, nothing
+    but the record is missing, or a part that was damaged since.
+    """
+    workspace = session.workspace
+    model, read, _ = pool_settings(session)
+    decides = _decides(model, read, schema)
+    held = workspace.stages()["pool"]["settings"]["files"]
+    workspace.begin("pool", decides | {"files": held})  # refuses other settings
+    known = [_content(one) for one in held]
+    files = expand(sources)
+    described = {file: describe(file) for file in files}
+    new = [file for file in files if _content(described[file]) not in known]
+    asked = [described[file] for file in new or files]
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    pool = workspace.require("pool", "ingest")
+    if not new and (name not in pool.get("appends", {}) or workspace.finished("pool")):
+        log.info("pool: has all rows of %s already", ", ".join(files))
+        return
+    encoder = ChatEncoder(models.load_tokenizer(model), max_tokens=read.max_tokens)
+    receipt = write_examples(
+        workspace, "pool", new or files, encoder, read, schema=schema, append=name
+    )
+    if new:
+        workspace.extend("pool", decides | {"files": held + asked})
+    log.info("pool: %d rows more", receipt["rows"] - pool["rows"])
+    _log_rows("pool", receipt)
+
+
+def _decides(model: ModelSettings, read: ReadSettings, schema: str) -> dict[str, Any]:
+    """Settings that decide what is written of a file."""
+    decides = as_dict(read, model) | {"schema": schema}
+    for name in ("max_rejected", "dtype"):  # neither changes what is written
+        del decides[name]
+    return decides
+
+
+def _content(described: dict[str, Any]) -> dict[str, Any]:
+    """What tells a file's content from another's, whatever it is called."""
+    return {k: v for k, v in described.items() if k != "name"} or described
+
+
+def _log_rows(stage: str, receipt: dict[str, Any]) -> None:
     log.info(
         "%s: %d rows, %d rejected, %d truncated, %d tokens",
         stage,

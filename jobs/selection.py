@@ -124,7 +124,8 @@ def _begin(session: Session, task: _Task) -> bool:
     workspace = session.workspace
     graph_folder = graph_stage(task.graph.center)
     target_folders = [f"targets/{target}/gradients" for target in task.target_weights]
-    workspace.require(graph_folder, "graph" if task.graph.center else "graph --no-center")
+    workspace.require_current(graph_folder, "graph" if task.graph.center else "graph --no-center")
+    workspace.require_current("gradients", "gradients")
     for folder in target_folders:
         workspace.require(folder, "gradients")
     comparison = session.settings(ComparisonSettings, f"selections/{task.name}")
@@ -136,6 +137,7 @@ def _begin(session: Session, task: _Task) -> bool:
         facts={"target_weight": task.target_weights} if task.is_joint else {},
         remember=as_dict(comparison)
         | ({"target_weight": task.target_weights} if task.is_joint else {}),
+        grown="redo",
     )
     if workspace.receipt(task.stage):
         log.info("%s: already done", task.stage)
@@ -212,7 +214,7 @@ def _random(session: Session, target: str, variant: str) -> None:
     main = workspace.require(f"selections/{target}", "select")
     stage = f"selections/{variant}"
     _, _, seed = pool_settings(session)
-    session.begin(stage, seed, inputs=["pool", f"selections/{target}"])
+    session.begin(stage, seed, inputs=["pool", f"selections/{target}"], grown="redo")
     if workspace.receipt(stage):
         log.info("%s: already done", stage)
         return
@@ -251,6 +253,6 @@ def _commit(
 
 def selected_rows(session: Session, variant: str) -> list[int]:
     """Pool rows of a finished selection, in the order of picking."""
-    session.workspace.require(f"selections/{variant}", "select")
+    session.workspace.require_current(f"selections/{variant}", "select")
     lines = session.workspace.read_bytes(f"selections/{variant}/selection.jsonl").splitlines()
     return [json.loads(line)["row"] for line in lines]

@@ -18,7 +18,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError
 from g2is_ray.layout import targets_in
-from g2is_ray.workspace import Workspace
+from g2is_ray.workspace import Growth, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Session:
         inputs: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         remember: Mapping[str, Any] | None = None,
+        grown: Growth = "refuse",
     ) -> None:
         """Record what makes `stage`, or refuse if something else made what lies there.
 
@@ -76,6 +77,7 @@ class Session:
             settings: dataclasses that decide what is written.
             facts: further values that decide it.
             remember: values that do not, but that later commands need.
+            grown: what becomes of a stage whose inputs have grown; see `Workspace.begin`.
         """
         values = as_dict(*settings)
         self.workspace.begin(
@@ -83,6 +85,7 @@ class Session:
             {**values, **(facts or {})},
             inputs,
             arguments={**values, **(remember or {})},
+            grown=grown,
         )
 
     def targets(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from g2is_ray.layout import targets_in, variants_in
+from g2is_ray.layout import WARMUP, targets_in, variants_in
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 from jobs.session import Session
 
@@ -37,7 +37,10 @@ def _line(workspace: Workspace, stage: str) -> tuple[str, str, str]:
         total = receipt.get("parts", 1)
         rows = f", {receipt['rows']} rows" if "rows" in receipt else ""
         seconds = receipt["seconds"]
-        return stage, f"{len(receipts) or 1}/{total}", f"done{rows}, {seconds:.1f} s"
+        # The warm-up stays what it is when the pool grows.
+        grown = workspace.outgrown(stage) if stage != WARMUP else []
+        behind = f", before {' and '.join(grown)} grew" if grown else ""
+        return stage, f"{len(receipts) or 1}/{total}", f"done{rows}, {seconds:.1f} s{behind}"
     state = "begun" if names else "to do"
     return stage, f"{len(receipts)}/{_total(workspace, stage)}", state
 

@@ -35,7 +35,8 @@ def _tune(session: Session, variant: str) -> None:
     stage = f"tuned/{variant}"
     lora = session.settings(LoraSettings, "warmup")
     settings = session.settings(TuneSettings, stage)
-    session.begin(stage, model, lora, settings, seed, inputs=[f"selections/{variant}"])
+    inputs = [f"selections/{variant}"]
+    session.begin(stage, model, lora, settings, seed, inputs=inputs, grown="redo")
     if workspace.receipt(stage):
         log.info("%s: already done", stage)
         return

@@ -13,6 +13,7 @@ from actors.trainer import train
 from g2is_ray import checkpoints, trainer_folders
 from g2is_ray.config import LoraSettings, TrainingPlan, WarmupSettings, as_dict
 from g2is_ray.errors import SettingError
+from g2is_ray.workspace import Growth
 from jobs.ingest import pool_settings
 from jobs.session import Session
 
@@ -87,8 +88,11 @@ def _train(session: Session, settings: WarmupSettings) -> None:
         checkpoints=settings.checkpoints,
     )
     checkpoints.ends(plan.steps(count), plan.checkpoints)  # refuses more than there are steps
-    session.begin("warmup", model, lora, settings, seed, inputs=["pool"])
-    if workspace.receipt("warmup"):
+    done = workspace.receipt("warmup") is not None
+    # Rows added to the pool later are measured with the adapter that all others are.
+    grown: Growth = "keep" if done else "redo"
+    session.begin("warmup", model, lora, settings, seed, inputs=["pool"], grown=grown)
+    if done:
         log.info("warmup: already done")
         return
     draw = np.random.default_rng(seed.seed).choice(pool["rows"], size=count, replace=False)

@@ -1,6 +1,7 @@
 """The kNN graph is the exact one, part by part too, and says no to what it cannot be."""
 
 import importlib.metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.graph import GraphBuilder, faiss_index
-from g2is_ray.graph_plan import GraphTask, make_plan, steps, write_plan
+from g2is_ray.graph_plan import GraphTask, extend_plan, make_plan, steps, write_plan
 from g2is_ray.recall import measure_recall
 from g2is_ray.rows import map_neighbors
 from g2is_ray.search import check_neighbors, knn_graph, require_faiss
@@ -113,10 +114,16 @@ def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers
     settings = GraphSettings(**{"neighbors": 6, **settings})
     gradients = GradientSet(workspace, "gradients", center=settings.center)
     plan = make_plan(gradients, settings, memory_bytes, "cpu")
-    write_plan(workspace, stage, plan)
+    write_plan(workspace, stage, plan, gradients)
+    return finish(workspace, stage, settings, plan, gradients, shuffle=shuffle, workers=workers)
+
+
+def finish(workspace, stage, settings, plan, gradients, shuffle=False, workers=1):
+    """What is left of a graph; returns its plan."""
     builders = [GraphBuilder(workspace, stage, settings) for _ in range(workers)]
     for tasks in steps(plan, gradients.parts):
-        for i, task in enumerate(tasks[::-1] if shuffle else tasks):
+        left = [task for task in tasks if not workspace.receipt(stage, task.piece)]
+        for i, task in enumerate(left[::-1] if shuffle else left):
             builders[i % workers].do(task)
     workspace.conclude(stage, {"parts": gradients.parts})
     return plan
@@ -214,9 +221,8 @@ def test_centering_takes_the_common_direction_out(workspace):
 
 def test_an_unfinished_graph_is_not_read(workspace):
     settings = GraphSettings(neighbors=6)
-    write_plan(
-        workspace, "graph/x", make_plan(GradientSet(workspace, "gradients"), settings, 1, "cpu")
-    )
+    gradients = GradientSet(workspace, "gradients")
+    write_plan(workspace, "graph/x", make_plan(gradients, settings, 1, "cpu"), gradients)
     GraphBuilder(workspace, "graph/x", settings).do(GraphTask(kind="pair"))
     with pytest.raises(WorkspaceError, match="no finished graph/x yet; run `g2is graph "):
         whole_graph(workspace, "graph/x")
@@ -227,3 +233,97 @@ def test_a_truncated_part_is_named(workspace):
     workspace.write_bytes("gradients/part-00001.npy", data[:-1])
     with pytest.raises(WorkspaceError, match=r"gradients/part-00001\.npy is damaged"):
         GradientSet(workspace, "gradients").read_all()
+
+
+# Growing a pool
+
+
+def grow(workspace, parts, data=RAW):
+    """Have the gradients be of the first `parts` parts of `data`."""
+    for part, rows in enumerate(PARTS[:parts]):
+        if workspace.receipt("gradients", f"part-{part:05d}") is None:
+            workspace.commit("gradients", f"part-{part:05d}", gradient_files(part, data[rows]), {})
+    rows = PARTS[parts - 1].stop
+    invalid = int((~data[:rows].any(axis=1)).sum())
+    workspace.conclude("gradients", {"rows": rows, "parts": parts, "invalid": invalid})
+
+
+def extend(workspace, stage, plan, room=2**30, **settings):
+    settings = GraphSettings(**{"neighbors": 6, **settings})
+    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    extended = extend_plan(workspace, stage, plan, gradients, room, "cpu")
+    return finish(workspace, stage, settings, extended, gradients)
+
+
+@pytest.fixture
+def young(tmp_path):
+    """A workspace with the gradients of the first of three parts."""
+    made = Workspace(str(tmp_path / "young"))
+    grow(made, 1)
+    return made
+
+
+@pytest.mark.parametrize("equal_rows", [False, True])
+@pytest.mark.parametrize("center", [False, True])
+def test_an_extended_exact_graph_is_the_rebuilt_one_bit_for_bit(center, equal_rows, tmp_path):
+    data = np.where(np.arange(50)[:, None] % 3, RAW, RAW[7]) if equal_rows else RAW
+    workspace = Workspace(str(tmp_path))
+    grow(workspace, 1, data)
+    plan = build(workspace, "graph/centered", center=center, graph="exact")
+    for parts in (2, 3):
+        grow(workspace, parts, data)
+        plan = extend(workspace, "graph/centered", plan, center=center, graph="exact")
+    assert plan.groups == [[0], [1], [2]]
+    rebuilt = build(workspace, "graph/rebuilt", center=center, graph="exact")
+    assert rebuilt.groups == [[0, 1, 2]]
+    assert arrays(workspace, "graph/centered") == arrays(workspace, "graph/rebuilt")
+
+
+def test_extending_computes_only_pairs_with_new_parts(young):
+    plan = build(young, center=False, graph="exact")
+    pair = young.location("graph/x/pair-00000-00000.json")
+    before = Path(pair).stat().st_ino
+    grow(young, 3)
+    plan = extend(young, "graph/x", plan, center=False, graph="exact")
+    assert plan.groups == [[0], [1, 2]]
+    assert Path(pair).stat().st_ino == before
+    pairs = {name for name in young.names("graph/x") if name.startswith("pair")}
+    assert {name.split(".")[0] for name in pairs} == {
+        f"pair-0000{part}-0000{group}" for part in range(3) for group in range(2)
+    }
+
+
+def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
+    plan = build(young, "graph/centered", graph="exact")
+    mean = GradientSet(young, "gradients", center=True).mean
+    grow(young, 3)
+    extend(young, "graph/centered", plan, graph="exact")
+    grown = GradientSet(young, "gradients", center=True)
+    np.testing.assert_array_equal(grown.mean, mean)
+    assert (plan.mean_rows, grown.rows) == (18, 50)
+    young.remove("graph/centered")
+    rebuilt = GradientSet(young, "gradients", center=True)
+    np.testing.assert_array_equal(rebuilt.mean, rebuilt.pool_mean())
+    assert not np.array_equal(rebuilt.mean, mean)
+
+
+def test_lists_stay_and_recall_is_measured_of_the_grown_graph(young):
+    plan = build(young, graph="ivf", recall=0.999999, center=False)
+    trained = young.read_bytes("graph/x/train-00000.centroids.npy")
+    grow(young, 3)
+    extended = extend(young, "graph/x", plan, graph="ivf", recall=0.999999, center=False)
+    assert young.read_bytes("graph/x/train-00000.centroids.npy") == trained
+    assert extended.sample == plan.sample
+    found = measure_recall(young, "graph/x", GradientSet(young, "gradients"))
+    assert found["recall"] > 0.9
+    near = whole_graph(young, "graph/x")
+    assert near.shape == (50, 6)
+    assert (near[:18] >= 18).any() and (near[18:] >= 0).any()
+
+
+def test_an_index_of_faiss_is_made_anew_of_all_rows(young):
+    plan = build(young, graph="Flat", center=False)
+    grow(young, 3)
+    assert extend(young, "graph/x", plan, graph="Flat", center=False).groups == [[0, 1, 2]]
+    build(young, "graph/exact", graph="exact", center=False)
+    np.testing.assert_array_equal(whole_graph(young, "graph/x"), whole_graph(young, "graph/exact"))

@@ -10,11 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from g2is_ray.checkpoints import file_names
+from g2is_ray.examples import ExampleSet
+from g2is_ray.features import GradientSet
+from g2is_ray.layout import graph_stage
+from g2is_ray.rows import map_neighbors
+from g2is_ray.search import knn_graph
+from g2is_ray.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "examples" / "data"
@@ -190,6 +197,35 @@ def test_a_joint_selection_is_tuned_once_and_measured_on_each_target(
     assert "for gsm8k, third together" in (finished / "report.html").read_text()
     assert "third" in (finished / "selections/joint/report.html").read_text()
     assert not (finished / "selections/third").exists()
+
+
+def test_a_pool_that_grows_keeps_what_it_has_and_selects_from_all(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    workspace = shutil.copytree(finished, tmp_path / "workspace")
+    rows = (DATA / "pool.jsonl").read_text().splitlines(keepends=True)[36:56]
+    (tmp_path / "more.jsonl").write_text("".join(rows))
+    before = written(workspace, "")
+    arguments = command(inputs, workspace, "--append", str(tmp_path / "more.jsonl"))
+    run(arguments)
+    after = written(workspace, "")
+    changed = {str(Path(f).relative_to(workspace)) for f, t in after.items() if before.get(f) != t}
+    kept = {*file_names(1), *file_names(2), "base.json", "pair-00000-00000.json"}
+    kept |= {f"part-{part:05d}.parquet" for part in range(3)}
+    assert not kept & {Path(file).name for file in changed}
+    old = {f"gradients/part-{part:05d}.json" for part in range(3)}
+    assert not old & changed
+    assert {"tuned/gsm8k/receipt.json", "selections/gsm8k@random/receipt.json"} <= changed
+    pool = ExampleSet(Workspace(str(workspace)), "pool")
+    picks = [pick["row"] for pick in lines(workspace / "selections/gsm8k/selection.jsonl")]
+    assert len(picks) == int(pool.rows * 0.2) > 7
+    assert max(picks) > 36
+    for center in (True, False):
+        gradients = GradientSet(Workspace(str(workspace)), "gradients", center=center)
+        near = map_neighbors(Workspace(str(workspace)), graph_stage(center)).arrays
+        assert np.array_equal(np.concatenate(near), knn_graph(gradients.read_all(), 6))
+    assert "Ray" not in run(arguments)
+    assert written(workspace, "") == after
 
 
 def test_stage_commands_one_by_one_do_what_the_main_job_does(

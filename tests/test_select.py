@@ -16,9 +16,9 @@ import pytest
 from g2is_ray.config import PRESETS, WalkSettings
 from g2is_ray.examples import SCHEMA
 from g2is_ray.features import GradientSet, gradient_files
-from g2is_ray.graph import knn_graph
 from g2is_ray.layout import graph_stage, score_name, variants_in
 from g2is_ray.rows import ArrayRows
+from g2is_ray.search import knn_graph
 from g2is_ray.selection import select
 from g2is_ray.workspace import Workspace, array_bytes, part_name
 

@@ -316,3 +316,99 @@ def test_missing_and_damaged_arrays_are_named_when_mapped(any_workspace):
     any_workspace.write_bytes("a.npy", array_bytes(np.arange(6))[:-8])
     with pytest.raises(WorkspaceError, match=r"a\.npy is damaged"):
         any_workspace.map_array("a.npy")
+
+
+# Growth
+
+
+def made(workspace, stage, inputs, grown="refuse", **settings):
+    """Begin a stage and, as a job would, write what is missing of it."""
+    workspace.begin(stage, settings, inputs, grown=grown)
+    for name in ("piece", "receipt"):
+        if not workspace.exists(f"{stage}/{name}.json"):
+            workspace.commit(stage, name, {}, {})
+
+
+@pytest.fixture
+def grown(workspace):
+    """A pool that has grown since `s` was made of it, and `t` of that."""
+    workspace.begin("pool", {"files": ["a"]})
+    workspace.conclude("pool", {})
+    made(workspace, "s", ["pool"], k=3)
+    made(workspace, "t", ["s"])
+    workspace.extend("pool", {"files": ["a", "b"]})
+    return workspace
+
+
+def test_what_a_grown_stage_was_before_is_taken_for_it(grown):
+    now = grown.stages()["pool"]
+    assert grown.begin("pool", {"files": ["a"]}) == now["fingerprint"]
+    assert grown.stages()["pool"] == now
+    with pytest.raises(WorkspaceError, match="was made with files"):
+        grown.begin("pool", {"files": ["b"]})
+
+
+def test_a_stage_refuses_a_grown_input_unless_it_says_what_then(grown):
+    with pytest.raises(WorkspaceError, match=r"^s was made from another pool: "):
+        grown.begin("s", {"k": 3}, ["pool"])
+
+
+def test_a_stage_is_extended_with_its_pieces_kept_and_so_are_those_after_it(grown):
+    before = grown.stages()
+    for stage, inputs in (("s", ["pool"]), ("t", ["s"])):
+        settings = {"k": 3} if stage == "s" else {}
+        grown.begin(stage, settings, inputs, grown="extend")
+        assert grown.exists(f"{stage}/piece.json")
+        assert not grown.exists(f"{stage}/receipt.json")
+        assert grown.stages()[stage]["grown_from"] == [before[stage]["fingerprint"]]
+        assert not grown.outgrown(stage)
+
+
+def test_a_stage_is_removed_to_be_made_anew_and_so_are_those_after_it(grown):
+    for stage, inputs in (("s", ["pool"]), ("t", ["s"])):
+        settings = {"k": 3} if stage == "s" else {}
+        grown.begin(stage, settings, inputs, grown="redo")
+        assert not grown.names(stage)
+
+
+def test_a_stage_that_was_removed_and_not_made_yet_is_still_the_grown_one(grown):
+    grown.remove("s")
+    made(grown, "s", ["pool"], "redo", k=3)
+    grown.begin("t", {}, ["s"], grown="redo")
+    assert not grown.names("t")
+
+
+def test_a_stage_that_is_kept_stays_as_it_is(grown):
+    before = grown.stages()["s"]
+    assert grown.begin("s", {"k": 3}, ["pool"], grown="keep") == before["fingerprint"]
+    assert grown.stages()["s"] == before
+    assert grown.exists("s/receipt.json")
+
+
+@pytest.mark.parametrize("then", ["extend", "keep", "redo"])
+def test_other_settings_are_refused_of_a_stage_whose_input_has_grown(then, grown):
+    with pytest.raises(WorkspaceError, match=r"^s was made with k 3, now it is 4: "):
+        grown.begin("s", {"k": 4}, ["pool"], grown=then)
+
+
+@pytest.mark.parametrize("then", ["extend", "keep", "redo"])
+def test_another_input_is_refused_where_a_grown_one_is_not(then, grown):
+    grown.remove("pool")
+    grown.begin("pool", {"files": ["c"]})
+    with pytest.raises(WorkspaceError, match=r"^s was made from another pool: "):
+        grown.begin("s", {"k": 3}, ["pool"], grown=then)
+
+
+def test_a_stage_of_a_smaller_input_names_the_command_that_extends_it(grown):
+    with pytest.raises(WorkspaceError, match="pool has grown since s was made; run `g2is x "):
+        grown.require_current("s", "x")
+    made(grown, "s", ["pool"], "extend", k=3)
+    grown.require_current("s", "x")
+
+
+def test_a_remedy_is_named_where_its_setting_differs(workspace):
+    begun(workspace, files=["a"])
+    with pytest.raises(WorkspaceError, match=r"now it is .*: add them, use another workspace, or"):
+        workspace.begin("s", {"k": 3, "files": ["b"]}, remedies={"files": "add them"})
+    with pytest.raises(WorkspaceError, match="now it is 4: use another workspace, or"):
+        workspace.begin("s", {"k": 4, "files": ["a"]}, remedies={"files": "add them"})
