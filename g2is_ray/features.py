@@ -66,7 +66,9 @@ class GradientSet:
         self, stored: NDArray[np.float16], norms: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
         unit = stored.astype(np.float32)
-        return normalize(unit) if norms is None else normalize(unit * norms[:, None], self._mean)
+        if norms is not None:
+            unit *= norms[:, None]
+        return normalize(unit, self._mean)
 
     # ---- without holding the pool ------------------------------------------------
 
