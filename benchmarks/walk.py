@@ -231,7 +231,7 @@ def scaling(given: argparse.Namespace) -> None:
     """Seconds and dot products of growing budgets, and a plot of one over the other."""
     x, target = prepared(given.folder, 1_000_000, 1024, 64, 32)
     points = []
-    for budget in (1250, 2500, 5000, 10_000, 20_000):
+    for budget in (2500, 7500, 12_500, 17_500):
         settings = WalkSettings(fraction=budget / len(x))
         products = Products()
         _, seconds = walked(given.folder, x, target, settings)

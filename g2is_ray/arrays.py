@@ -132,7 +132,8 @@ def normalize(
     norms = np.sqrt(np.einsum("nd,nd->n", centered, centered, dtype=np.float64))
     valid &= norms > 0
     norms[~valid] = np.inf
-    return np.divide(centered, norms[:, None], dtype=np.float32, casting="same_kind")
+    out = None if mean is None else centered  # which is then nobody else's
+    return np.divide(centered, norms[:, None], out=out, dtype=np.float32, casting="same_kind")
 
 
 def mean_of_valid(x: NDArray[np.floating]) -> NDArray[np.float64]:

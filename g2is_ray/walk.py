@@ -22,7 +22,7 @@ from g2is_ray.rows import Rows
 Step = Literal["anchor", "neighbor", "fallback"]
 
 _FIRST_BLOCK = 16  # candidates looked at first; doubled from block to block
-_BLOCK_NUMBERS = 2**22  # float32 numbers of the largest block: 16 MiB
+_BLOCK_NUMBERS = 2**18  # float32 numbers of the largest block: 1 MiB, which stays in the cache
 _FIRST_MEMBERS = 32  # members compared with first; doubled from chunk to chunk
 
 
