@@ -79,9 +79,9 @@ class GradientSet:
         self, stored: NDArray[np.float16], norms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         unit = stored.astype(np.float32)
-        if self._mean is not None:
+        if self.mean is not None:
             unit *= norms[:, None]
-        return normalize(unit, self._mean)
+        return normalize(unit, self.mean)
 
     @cached_property
     def dimensions(self) -> int:
