@@ -179,7 +179,7 @@ def test_a_joint_selection_is_tuned_once_and_measured_on_each_target(
     head(DATA / "target-gsm8k-test.jsonl", 6, inputs / "third.jsonl")
     targets = ("--target", f"gsm8k={inputs}/val.jsonl", "--target", f"third={inputs}/third.jsonl")
     test = ("--test", f"third={inputs}/test.jsonl")
-    run(command(inputs, finished, *targets, *test, "--joint"))
+    run(command(inputs, finished, *targets, *test, "--joint", "--baselines", "random"))
     picks = lines(finished / "selections/joint/selection.jsonl")
     assert len(picks) == 7
     for target in ("gsm8k", "third"):
