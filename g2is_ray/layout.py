@@ -45,8 +45,14 @@ def variants_in(workspace: Workspace, target: str) -> list[str]:
         for base in bases
         for name in sorted(n for n in names if n == base or n.startswith(f"{base}@"))
     ]
-    # A random draw is as old as the selection that it is compared with.
-    return [n for n in own if set(workspace.outgrown(f"selections/{n}")) <= {POOL}] or own
+    return [name for name in own if not _is_outgrown(workspace, name)] or own
+
+
+def _is_outgrown(workspace: Workspace, variant: str) -> bool:
+    """Whether the pool has grown since the variant, or what it is compared with, was selected."""
+    main = variant.partition("@")[0]
+    inputs = {name for v in (main, variant) for name in workspace.outgrown(f"selections/{v}")}
+    return not inputs <= {POOL}  # a random draw is as old as the selection beside it
 
 
 def score_name(target: str, variant: str) -> str:

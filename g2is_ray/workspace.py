@@ -25,6 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.errors import SettingError, WorkspaceError
+from g2is_ray.records import (
+    Record,
+    grown_inputs,
+    lineage,
+    make_record,
+    other_inputs,
+    other_setting,
+    past,
+)
 
 log = logging.getLogger(__name__)
 
@@ -299,8 +308,7 @@ class Workspace:
     def outgrown(self, stage: str) -> list[str]:
         """Inputs of the stage that have grown since it was made."""
         known = self.stages()
-        inputs = known.get(stage, {}).get("inputs", {})
-        return [name for name, made_of in inputs.items() if made_of in _past(known.get(name))]
+        return grown_inputs(known.get(stage), known)
 
     def begin(
         self,
@@ -333,8 +341,8 @@ class Workspace:
         """
         index = self._index()
         known = index["stages"]
-        record = _record(settings, {name: known[name]["fingerprint"] for name in inputs})
-        record["arguments"] = dict(arguments or {})
+        read = {name: known[name]["fingerprint"] for name in inputs}
+        record = make_record(settings, read, arguments or {})
         earlier = known.get(stage)
         if self.names(stage):
             if earlier is None:
@@ -342,19 +350,19 @@ class Workspace:
                     f"{self.location(stage)} holds files, but {_INDEX} does not say what made "
                     "them: use another workspace, or remove them to make them anew"
                 )
-            if record["fingerprint"] in (earlier["fingerprint"], *_past(earlier)):
+            if record["fingerprint"] in (earlier["fingerprint"], *past(earlier)):
                 return str(earlier["fingerprint"])
-            self._compare(stage, earlier, record, remedies or {})
-            larger = self._larger(stage, earlier, record, grown)
+            self._compare(stage, earlier, record, remedies or {}, grown=grown != "refuse")
             if grown == "keep":
                 return str(earlier["fingerprint"])
             if grown == "extend":
                 self.remove(f"{stage}/{STAGE_RECEIPT}.json")
             else:
-                log.info("%s: made anew, because %s has grown since", stage, ", ".join(larger))
+                larger = " and ".join(self.outgrown(stage))
+                log.info("%s: made anew, because %s grew", stage, larger)
                 self.remove(stage)
         # The record comes last: one that is killed before it finds the same growth again.
-        record["grown_from"] = _lineage(earlier, record, known)
+        record["grown_from"] = lineage(earlier, record, known)
         known[stage] = record
         self.write_json(_INDEX, index)
         return str(record["fingerprint"])
@@ -363,75 +371,25 @@ class Workspace:
         """Record that a finished stage has grown, and now is what `settings` make."""
         index = self._index()
         earlier = index["stages"][stage]
-        record = _record(settings, earlier["inputs"])
-        record["arguments"] = earlier["arguments"]
-        record["grown_from"] = [*_past(earlier), earlier["fingerprint"]]
+        record = make_record(settings, earlier["inputs"], earlier["arguments"])
+        record["grown_from"] = [*past(earlier), earlier["fingerprint"]]
         index["stages"][stage] = record
         self.write_json(_INDEX, index)
 
     def _compare(
-        self,
-        stage: str,
-        earlier: dict[str, Any],
-        now: dict[str, Any],
-        remedies: Mapping[str, str],
+        self, stage: str, earlier: Record, now: Record, remedies: Mapping[str, str], *, grown: bool
     ) -> None:
+        """Refuse other settings, and other inputs but those that have only `grown`."""
         remedy = f"use another workspace, or remove {self.location(stage)} to make it anew"
-        before, after = earlier["settings"], now["settings"]
-        both = before.keys() & after.keys()  # first, because a difference there says more
-        for name in (*sorted(both), *sorted(before.keys() ^ after.keys())):
-            was, wanted = before.get(name), after.get(name)
-            if was != wanted:
-                other = f"{remedies[name]}, " if name in remedies else ""
-                raise WorkspaceError(
-                    f"{stage} was made with {name} {_short(was)}, now it is {_short(wanted)}: "
-                    f"{other}{remedy}"
-                )
-
-    def _larger(
-        self, stage: str, earlier: dict[str, Any], now: dict[str, Any], grown: Growth
-    ) -> list[str]:
-        """Inputs that have grown since; raises WorkspaceError where they differ otherwise."""
-        larger = self.outgrown(stage)
-        for name, fingerprint in now["inputs"].items():
-            if earlier["inputs"].get(name) != fingerprint and (
-                grown == "refuse" or name not in larger
-            ):
-                raise WorkspaceError(
-                    f"{stage} was made from another {name}: use another workspace, or remove "
-                    f"{self.location(stage)} to make it anew"
-                )
-        return larger
-
-
-def _record(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-    record = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
-    text = json.dumps(record, sort_keys=True)
-    return {**record, "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
-def _past(record: Mapping[str, Any] | None) -> list[str]:
-    """Fingerprints that the stage had before it grew."""
-    return list((record or {}).get("grown_from", ()))
-
-
-def _lineage(
-    earlier: dict[str, Any] | None, now: dict[str, Any], known: dict[str, dict[str, Any]]
-) -> list[str]:
-    """What the stage has grown from: nothing, if it was made otherwise before."""
-    if earlier is None or earlier["settings"] != now["settings"]:
-        return []
-    if earlier["fingerprint"] == now["fingerprint"]:
-        return _past(earlier)
-    for name, fingerprint in now["inputs"].items():
-        if earlier["inputs"].get(name) not in (fingerprint, *_past(known[name])):
-            return []
-    return [*_past(earlier), earlier["fingerprint"]]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:200] + "…"
+        if other := other_setting(earlier, now):
+            name, was, wanted = other
+            first = f"{remedies[name]}, " if name in remedies else ""
+            raise WorkspaceError(
+                f"{stage} was made with {name} {was}, now it is {wanted}: {first}{remedy}"
+            )
+        for name in other_inputs(earlier, now):
+            if not grown or name not in self.outgrown(stage):
+                raise WorkspaceError(f"{stage} was made from another {name}: {remedy}")
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:

@@ -176,6 +176,16 @@ def test_too_many_bad_rows_leave_the_pool_as_it_was_until_they_are_allowed(first
     assert not Path("ws/pool/append-rejected.jsonl").exists()
 
 
+def test_status_says_what_was_made_before_the_pool_grew(first, g2is):
+    workspace = Workspace("ws")
+    workspace.begin("gradients", {}, ["pool"])
+    workspace.conclude("gradients", {"rows": 20, "parts": 3, "seconds": 1})
+    g2is(*appended("more.jsonl"))
+    lines = g2is("status", "--workspace", "ws").splitlines()
+    (line,) = (line for line in lines if line.startswith("gradients"))
+    assert line.endswith("done, 20 rows, 1.0 s, before pool grew")
+
+
 @pytest.fixture
 def killed(first, monkeypatch):
     """Begins an append and ends it at the row with this number."""

@@ -1,6 +1,7 @@
 """The kNN graph is the exact one, part by part too, and says no to what it cannot be."""
 
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.graph import GraphBuilder, faiss_index
-from g2is_ray.graph_plan import GraphTask, extend_plan, make_plan, steps, write_plan
+from g2is_ray.graph_plan import GraphTask, extend_plan, make_plan, read_plan, steps, write_plan
 from g2is_ray.recall import measure_recall
 from g2is_ray.rows import map_neighbors
 from g2is_ray.search import check_neighbors, knn_graph, require_faiss
@@ -291,6 +292,25 @@ def test_extending_computes_only_pairs_with_new_parts(young):
     assert {name.split(".")[0] for name in pairs} == {
         f"pair-0000{part}-0000{group}" for part in range(3) for group in range(2)
     }
+
+
+@pytest.mark.parametrize("killed_at", ["write_plan", "finish"])
+def test_an_extension_that_was_killed_goes_on(killed_at, young, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    plan = build(young, center=False, graph="exact")
+    grow(young, 3)
+    module = graph_plan if killed_at == "write_plan" else sys.modules[__name__]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, killed_at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            extend(young, "graph/x", plan, center=False, graph="exact")
+    now = read_plan(young, "graph/x")
+    assert now.parts == (1 if killed_at == "write_plan" else 3)
+    extend(young, "graph/x", now, center=False, graph="exact")
+    build(young, "graph/rebuilt", center=False, graph="exact")
+    assert arrays(young, "graph/x") == arrays(young, "graph/rebuilt")
 
 
 def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):

@@ -287,3 +287,54 @@ def test_a_weight_that_is_none_is_refused(weight, make, refused):
 def test_a_target_named_joint_is_refused_with_joint(make, refused):
     sentence = refused(*arguments(make("ws"), "--joint", "--target", "joint=v"))
     assert sentence == "a target is named joint, as is the selection of --joint; rename it"
+
+
+# A pool that grows
+
+
+def grow(held: Workspace) -> None:
+    """Record that the pool has grown, and its gradients and graphs with it."""
+    held.extend("pool", {"model": "none", "files": 2})
+    held.extend("gradients", {"files": 2})
+    for center in (True, False):
+        facts = held.require(graph_stage(center), "graph")
+        remembered = {"neighbors": 6, "center": center}
+        held.begin(graph_stage(center), {}, ["gradients"], remembered, grown="extend")
+        held.conclude(graph_stage(center), facts)
+
+
+def made_at(held: Workspace, stage: str) -> int:
+    return Path(held.location(f"{stage}/receipt.json")).stat().st_mtime_ns
+
+
+def test_selections_of_a_smaller_pool_are_made_anew(make, g2is):
+    held = make("ws")
+    g2is(*arguments(held))
+    before = {name: made_at(held, f"selections/{name}") for name in held.names("selections")}
+    grow(held)
+    g2is(*arguments(held))
+    after = {name: made_at(held, f"selections/{name}") for name in held.names("selections")}
+    assert len(after) == 3 * len(TARGETS)
+    assert all(after[name] > before[name] for name in before)
+    g2is(*arguments(held))
+    assert after == {name: made_at(held, f"selections/{name}") for name in after}
+
+
+def test_a_graph_of_a_smaller_pool_is_to_be_extended_first(make, g2is, refused):
+    held = make("ws")
+    g2is(*arguments(held))
+    held.extend("gradients", {"files": 2})
+    sentence = refused(*arguments(held))
+    assert sentence.startswith("gradients has grown since graph/centered was made; run `g2is graph")
+
+
+def test_a_selection_that_was_not_made_anew_is_not_compared_with_those_that_were(make, g2is):
+    held = make("ws")
+    g2is(*arguments(held))
+    both = ["law", "law@paper", "law@random"]
+    grow(held)
+    assert variants_in(held, "law") == both  # all of the smaller pool
+    g2is(*arguments(held, "--baselines", "random"))
+    assert variants_in(held, "law") == ["law", "law@random"]
+    g2is(*arguments(held))
+    assert variants_in(held, "law") == both
