@@ -37,8 +37,8 @@ class ModelSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the base weights; auto is bfloat16 on GPUs and float32 on CPUs."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Base weights in 8 or 4 bits (bitsandbytes): half or a quarter of the memory, some fidelity
-    lost, and slower; adapters and gradients stay in the number type above."""
+    """Base weights in 8 or 4 bits (bitsandbytes): half or a quarter of the memory, slower, and
+    other gradients, very much so for a small model; adapters stay in the number type above."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
