@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pool_files import row, write
 
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ModelSettings, ReadSettings
@@ -13,19 +14,6 @@ from g2is_ray.errors import G2isError, InputError
 from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.models import load_tokenizer
 from g2is_ray.workspace import Workspace
-
-
-def row(number, **more):
-    question = {"role": "user", "content": f"What is {number}?"}
-    answer = {"role": "assistant", "content": f"A number, {number}"}
-    return {**more, "messages": [question, answer], "kept": number}
-
-
-def write(name, *rows):
-    """A file of JSON lines; a row given as text stands as it is."""
-    lines = [one if isinstance(one, str) else json.dumps(one) for one in rows]
-    Path(name).write_text("".join(line + "\n" for line in lines))
-    return name
 
 
 @pytest.fixture(autouse=True)
