@@ -255,36 +255,62 @@ def compare(given: argparse.Namespace) -> None:
         )
 
 
-def _work(given: argparse.Namespace, barrier: Any, times: Any) -> None:
+def _work(given: argparse.Namespace, asked: Any) -> None:
+    """Do what is asked for, `stage` or `product`, and answer with the seconds it took."""
     torch.set_num_threads(1)
     work = Workload(given)
     stage = gradient_stage(work, given)
-    stage.compute(work.rows[:4], adjust=True)
-    barrier.wait()
-    times.put(seconds(work, lambda: stage.compute(work.rows, adjust=True)))
+    a, b = (torch.randn(1024, 1024) for _ in range(2))
+    what = {
+        "stage": lambda: stage.compute(work.rows, adjust=True),
+        "product": lambda: [a @ b for _ in range(100)],
+    }
+    for run in what.values():
+        run()
+    asked.send(0.0)
+    while name := asked.recv():
+        asked.send(seconds(work, what[name]))
 
 
 def scale(given: argparse.Namespace) -> None:
-    """Workers of one thread each, alone and together, each on all of the rows."""
+    """Workers of one thread each, alone and together, each on all of the rows.
+
+    Products that stay in a core's own cache take turns with them: what two of those gain is
+    what the machine has to give at that time.
+    """
     spawn = multiprocessing.get_context("spawn")
-    ratios = []
+    pipes = [spawn.Pipe() for _ in range(given.workers)]
+    workers = [spawn.Process(target=_work, args=(given, there)) for _, there in pipes]
+    for worker in workers:
+        worker.start()
+    ends = [here for here, _ in pipes]
+
+    def slowest(name: str, count: int) -> float:
+        for end in ends[:count]:
+            end.send(name)
+        return max(end.recv() for end in ends[:count])
+
+    for end in ends:
+        end.recv()  # ready
+    gains: dict[str, list[float]] = {"stage": [], "product": []}
     for _ in range(given.turns):
-        found = []
-        for count in (1, given.workers):
-            barrier, times = spawn.Barrier(count), spawn.SimpleQueue()
-            workers = [
-                spawn.Process(target=_work, args=(given, barrier, times)) for _ in range(count)
-            ]
-            for worker in workers:
-                worker.start()
-            found.append(max(times.get() for _ in workers))
-            for worker in workers:
-                worker.join()
-        ratios.append(given.workers * found[0] / found[1])
-    print(
-        f"{given.workers} workers of one thread each are {median(ratios):.2f} times as fast as one "
-        f"({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+        for name, found in gains.items():
+            alone = slowest(name, 1)
+            found.append(given.workers * alone / slowest(name, given.workers))
+    for end in ends:
+        end.send("")
+    for worker in workers:
+        worker.join()
+    shares = [ours / most for ours, most in zip(*gains.values(), strict=True)]
+    for label, found in {
+        "gradient stage": gains["stage"],
+        "products in cache": gains["product"],
+        "stage over products": shares,
+    }.items():
+        print(
+            f"{label}: {given.workers} workers of one thread each do {median(found):.2f} times "
+            f"what one does ({min(found):.2f} to {max(found):.2f}, {given.turns} turns)"
+        )
 
 
 def main() -> None:
