@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
@@ -78,7 +79,9 @@ class GradientSet:
     def _formed(
         self, stored: NDArray[np.float16], norms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        unit = stored.astype(np.float32)
+        # torch converts float16 several times faster than NumPy; a copy, as mapped files are
+        # read-only.
+        unit = torch.from_numpy(np.array(stored)).float().numpy()
         if self.mean is not None:
             unit *= norms[:, None]
         return normalize(unit, self.mean)

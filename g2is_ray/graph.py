@@ -32,7 +32,7 @@ from g2is_ray.search import (
 )
 from g2is_ray.workspace import Workspace, array_bytes
 
-_TRAINING_ROWS = 48  # per list
+_TRAINING_ROWS = 32  # per list
 
 Pieces = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays by kind, and facts for the receipt."""

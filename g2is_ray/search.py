@@ -21,6 +21,8 @@ _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
 _TILE = 4096  # rows of a tile's side, as many as a part has by default
 _FOLDED = 512  # dimensions that lists are told apart in
 _QUERIES = 1024  # of a tile that are compared at once; memory is 4 x this x tile bytes
+_ALL = slice(None)
+_CELLS = 2**22  # cosines that are held at once while lists are searched
 
 
 def _cpu_has_avx512() -> bool:
@@ -82,13 +84,12 @@ class Nearest:
     """
 
     def __init__(self, rows: NDArray[np.int64], k: int, device: torch.device) -> None:
+        self.k = k
         self._own_q = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device)
         self._cosines_qk = torch.full((len(rows), k), -torch.inf, device=device)
         self._neighbors_qk = torch.full((len(rows), k), -1, device=device)
 
-    def offer(
-        self, cosines_mb: torch.Tensor, rows_b: torch.Tensor, which_m: torch.Tensor | slice
-    ) -> None:
+    def offer(self, cosines_mb: torch.Tensor, rows_b: torch.Tensor, which_m: slice) -> None:
         """Offer base rows to some of the queries.
 
         Args:
@@ -98,21 +99,25 @@ class Nearest:
         """
         own_m = self._own_q[which_m]
         cosines_mb.masked_fill_(own_m[:, None] == rows_b[None, :], -torch.inf)
-        k = self._cosines_qk.shape[1]
-        found_mk, at = cosines_mb.topk(min(k, len(rows_b)), dim=1)
+        found_mk, at = cosines_mb.topk(min(self.k, len(rows_b)), dim=1)
         both = torch.cat([self._cosines_qk[which_m], found_mk], dim=1)
         rows = torch.cat([self._neighbors_qk[which_m], rows_b[at]], dim=1)
-        best_mk, at = _best(both, k)
+        best_mk, at = _best(both, self.k)
         self._cosines_qk[which_m] = best_mk
         self._neighbors_qk[which_m] = rows.gather(1, at)
 
-    def offer_found(self, neighbors_qb: torch.Tensor, cosines_qb: torch.Tensor) -> None:
-        """Offer what a search among other base rows found, -1 for nothing."""
-        both = torch.cat([self._cosines_qk, cosines_qb], dim=1)
-        rows = torch.cat([self._neighbors_qk, neighbors_qb], dim=1)
-        both.masked_fill_((rows < 0) | (rows == self._own_q[:, None]), -torch.inf)
-        self._cosines_qk, at = _best(both, self._cosines_qk.shape[1])
-        self._neighbors_qk = rows.gather(1, at)
+    def offer_found(
+        self,
+        neighbors_mb: torch.Tensor,
+        cosines_mb: torch.Tensor,
+        which_m: slice = _ALL,
+    ) -> None:
+        """Offer to some of the queries what a search found, -1 or a cosine of -inf for nothing."""
+        both = torch.cat([self._cosines_qk[which_m], cosines_mb], dim=1)
+        rows = torch.cat([self._neighbors_qk[which_m], neighbors_mb], dim=1)
+        both.masked_fill_((rows < 0) | (rows == self._own_q[which_m, None]), -torch.inf)
+        self._cosines_qk[which_m], at = _best(both, self.k)
+        self._neighbors_qk[which_m] = rows.gather(1, at)
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Neighbors [q, k] and cosines [q, k]; -1 and 0 where there are fewer than k."""
@@ -189,7 +194,7 @@ class Lists:
         kmeans: Any = faiss.Kmeans(
             folded.shape[1],
             count,
-            niter=8,
+            niter=6,
             seed=0,
             spherical=True,
             min_points_per_centroid=1,
@@ -231,16 +236,81 @@ def search_lists(
     """Offer to each query the base rows in the lists that it probes.
 
     Args:
-        probes_qp: the lists that each query probes.
+        probes_qp: the lists that each query probes; one outside of the base holds nothing.
         lists_b: the list of each base row, ascending.
     """
-    order = np.argsort(probes_qp, axis=None, kind="stable")
-    probed = probes_qp.ravel()[order]
-    for number in np.unique(lists_b):
-        start, stop = np.searchsorted(lists_b, [number, number + 1])
-        first, last = np.searchsorted(probed, [number, number + 1])
-        if first == last:
-            continue
-        which = torch.from_numpy(order[first:last] // probes_qp.shape[1]).to(queries_qd.device)
-        found = cosines(queries_qd[which], base_bd[start:stop])
-        nearest.offer(found, rows_b[start:stop], which)
+    numbers, starts, sizes = np.unique(lists_b, return_index=True, return_counts=True)
+    known = {int(number): i for i, number in enumerate(numbers)}
+    at_list = np.array([known.get(i, -1) for i in range(int(probes_qp.max(initial=-1)) + 1)])
+    k = nearest.k + 1  # the row itself may be among them
+    for queries in _slices(len(queries_qd), max(1, _CELLS // (probes_qp.shape[1] * k))):
+        index_qp = at_list[probes_qp[queries]]
+        found = _nearest_in_lists(queries_qd[queries], index_qp, base_bd, starts, sizes, k)
+        cosines_qk, at_qk = found
+        nearest.offer_found(rows_b[at_qk], cosines_qk, queries)
+
+
+def _nearest_in_lists(
+    queries_qd: torch.Tensor,
+    index_qp: NDArray[np.int64],
+    base_bd: torch.Tensor,
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and positions of the k nearest base rows in the probed lists; -inf for nothing.
+
+    A list and the queries that probe it make one small product. Products are written side by
+    side into a table, one row per query and list, and the nearest are taken of the whole table,
+    since more operations per product would take longer than the product.
+
+    Args:
+        index_qp: the lists that each query probes, as positions in `starts` and `sizes`, which
+            say where a list lies in the base; -1 for a list that is not there.
+    """
+    device, (count, probes) = queries_qd.device, index_qp.shape
+    cosines_nk = torch.full((count * probes, k), -torch.inf, device=device)
+    at_nk = torch.zeros(count * probes, k, dtype=torch.int64, device=device)
+    for tiles in _tables(index_qp, sizes):
+        pairs = np.concatenate([tile for _, tile in tiles])
+        queries = torch.from_numpy(pairs // probes).to(device)
+        held = queries_qd[queries]
+        width = int(max(sizes[i] for i, _ in tiles))
+        table_nw = torch.full((len(pairs), width), -torch.inf, device=device)
+        row = 0
+        for i, tile in tiles:
+            rows = slice(row, row := row + len(tile))
+            base = base_bd[starts[i] : starts[i] + sizes[i]]
+            table_nw[rows, : sizes[i]] = cosines(held[rows], base)
+        best, at = table_nw.topk(min(k, width), dim=1)
+        first = np.repeat([starts[i] for i, _ in tiles], [len(tile) for _, tile in tiles])
+        which = torch.from_numpy(pairs).to(device)
+        cosines_nk[which, : best.shape[1]] = best
+        at_nk[which, : best.shape[1]] = at + torch.from_numpy(first).to(device)[:, None]
+    cosines_qk, at = cosines_nk.view(count, -1).topk(k, dim=1)
+    return cosines_qk, at_nk.view(count, -1).gather(1, at).clamp_(max=len(base_bd) - 1)
+
+
+def _tables(
+    index_qp: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
+    """Lists and the pairs of query and probe that want them, a table's worth at a time.
+
+    Short lists come first, so that the lists of a table are about equally long.
+    """
+    flat = index_qp.ravel()
+    order = np.argsort(flat, kind="stable")
+    bounds = np.searchsorted(flat[order], np.arange(len(sizes) + 1))
+    tiles: list[tuple[int, NDArray[np.int64]]] = []
+    held = 0
+    for i in np.argsort(sizes, kind="stable"):
+        wanted = order[bounds[i] : bounds[i + 1]]
+        for part in _slices(len(wanted), max(1, _CELLS // int(sizes[i]))):
+            tile = wanted[part]
+            if tiles and (held + len(tile)) * sizes[i] > _CELLS:
+                yield tiles
+                tiles, held = [], 0
+            tiles.append((int(i), tile))
+            held += len(tile)
+    if tiles:
+        yield tiles
