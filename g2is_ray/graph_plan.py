@@ -98,11 +98,12 @@ def extended_plan(
     plan: GraphPlan, gradients: GradientSet, memory_bytes: int, device: str
 ) -> GraphPlan:
     """The plan with the parts that it lacks in groups of their own; an index takes them all."""
+    sample = None if plan.sample is None else _sample(gradients)
     if plan.search == "faiss":
-        return dataclasses.replace(plan, groups=[list(range(gradients.parts))])
+        return dataclasses.replace(plan, groups=[list(range(gradients.parts))], sample=sample)
     room = _room(gradients.dimensions, memory_bytes, device)
     more = _groups(range(plan.parts, gradients.parts), gradients.part_rows, room)
-    return dataclasses.replace(plan, groups=plan.groups + more)
+    return dataclasses.replace(plan, groups=plan.groups + more, sample=sample)
 
 
 def _room(dimensions: int, memory_bytes: int, device: str) -> float:
@@ -147,9 +148,11 @@ def extend_plan(
 ) -> GraphPlan:
     """Have a graph take in the parts that were added to the pool.
 
-    Pairs that are done stay so, as do lists and sample; what has to be made of more pairs, or
-    of another index, is no longer done.
+    Pairs that are done stay so, as do lists; what has to be made of more pairs, or of another
+    index, is no longer done. Recall is measured on a new sample, of the grown pool.
     """
+    for part in range(plan.parts):
+        workspace.remove(f"{stage}/{GraphTask(kind='sample', part=part).piece}.json")
     if plan.search == "faiss":
         for part in range(plan.parts):
             workspace.remove(f"{stage}/{GraphTask(kind='pair', part=part).piece}.json")

@@ -333,7 +333,7 @@ def test_lists_stay_and_recall_is_measured_of_the_grown_graph(young):
     grow(young, 3)
     extended = extend(young, "graph/x", plan, graph="ivf", recall=0.999999, center=False)
     assert young.read_bytes("graph/x/train-00000.centroids.npy") == trained
-    assert extended.sample == plan.sample
+    assert max(plan.sample) < 18 <= max(extended.sample)
     found = measure_recall(young, "graph/x", GradientSet(young, "gradients"))
     assert found["recall"] > 0.9
     near = whole_graph(young, "graph/x")
