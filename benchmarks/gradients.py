@@ -29,7 +29,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
-from workload import pool_rows, put_adapter
+from workload import pool_rows, product_rate, put_adapter
 
 from g2is_ray import models
 from g2is_ray.batches import pad
@@ -161,13 +161,6 @@ def seconds(work: Workload, run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def matmul_rate(work: Workload) -> float:
-    """FLOP/s of a large square product in the model's number type."""
-    size = 8192 if work.device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=work.device).to(work.dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(work, lambda: a @ b) for _ in range(5))
-
-
 def phases(work: Workload, run: Callable[[], object]) -> Iterator[tuple[str, float]]:
     """Share of time of each named phase; what is left is the backward pass."""
     kinds = [ProfilerActivity.CPU]
@@ -226,7 +219,7 @@ def compare(given: argparse.Namespace) -> None:
     ours, rates = [], []
     for _ in range(given.turns):
         ours.append(seconds(work, lambda: stage.compute(work.rows, adjust=True)))
-        rates.append(matmul_rate(work))
+        rates.append(product_rate(work.device, work.dtype))
         for name, loop in loops.items():
             loop_times[name].append(seconds(work, lambda loop=loop: loop.run(loop_rows)))  # type: ignore[misc]
     flops = counter.get_total_flops() / median(ours)

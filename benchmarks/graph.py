@@ -15,6 +15,7 @@ process of its own, one after the other.
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import os
 import resource
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from workload import product_rate
 
 from g2is_ray.config import GraphSettings
 from g2is_ray.features import GradientSet, gradient_files
@@ -37,6 +39,8 @@ from g2is_ray.search import require_faiss
 from g2is_ray.workspace import Workspace, part_name
 
 PART_ROWS = 4096
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF = torch.float16 if DEVICE.type == "cuda" else torch.float32  # what ours multiplies
 
 
 def write_rows(workspace: Workspace, rows: int, dimensions: int) -> None:
@@ -67,8 +71,7 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
         neighbors=given.neighbors, center=given.center, graph=given.graph, recall=given.recall
     )
     gradients = GradientSet(workspace, "gradients", center=given.center)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = make_plan(gradients, settings, given.memory_bytes, device)
+    plan = make_plan(gradients, settings, given.memory_bytes, DEVICE.type)
     write_plan(workspace, stage, plan, gradients)
     builder = GraphBuilder(workspace, stage, settings)
     times: Counter[str] = Counter()
@@ -87,6 +90,8 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
         "groups": len(plan.groups),
         "lists": plan.lists,
         "probe": probe if plan.search == "ivf" else 0,
+        "flops": 2 * len(gradients) ** 2 * gradients.dimensions / times["pair"],
+        "rate": product_rate(DEVICE, HALF),
         **measure_recall(workspace, stage, gradients),
     }
 
@@ -97,13 +102,30 @@ def _in_memory(url: str, given: argparse.Namespace) -> np.ndarray:
 
 def exact(url: str, given: argparse.Namespace) -> dict[str, Any]:
     """torch's matrix product and topk; --exact-rows of the rows, scaled up."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x = torch.from_numpy(_in_memory(url, given)).to(device)
+    x = torch.from_numpy(_in_memory(url, given)).to(DEVICE, HALF)
     count = min(len(x), given.exact_rows or len(x))
     began = time.perf_counter()
     for start in range(0, count, 1024):
         (x[start : min(count, start + 1024)] @ x.T).topk(given.neighbors + 1, dim=1)
-    if device.type == "cuda":
+    return _scaled(began, x, count)
+
+
+def knn_gpu(url: str, given: argparse.Namespace) -> dict[str, Any]:
+    """FAISS's exact search on a GPU, in bfloat16; --exact-rows of the rows, scaled up."""
+    faiss = require_faiss()
+    importlib.import_module("faiss.contrib.torch_utils")  # has FAISS take torch's tensors
+
+    x = torch.from_numpy(_in_memory(url, given)).to(DEVICE, torch.bfloat16)
+    count = min(len(x), given.exact_rows or len(x))
+    resources = faiss.StandardGpuResources()
+    began = time.perf_counter()
+    faiss.knn_gpu(resources, x[:count], x, given.neighbors + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    return _scaled(began, x, count)
+
+
+def _scaled(began: float, x: torch.Tensor, count: int) -> dict[str, Any]:
+    """Seconds for all rows, and FLOP/s, if `count` of them took the time since `began`."""
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     return {
@@ -165,10 +187,12 @@ def main() -> None:
     parser.add_argument("--memory-bytes", type=int, default=2**32)
     parser.add_argument("--exact-rows", type=int, default=0, help="measure exact on so many rows")
     parser.add_argument(
-        "--beside", nargs="*", choices=["exact", "faiss"], default=["exact", "faiss"]
+        "--beside", nargs="*", choices=["exact", "faiss", "knn_gpu"], default=["exact", "faiss"]
     )
     parser.add_argument("--scratch", help="folder for synthetic rows; kept, and used again")
     given = parser.parse_args()
+    if "knn_gpu" in given.beside and DEVICE.type != "cuda":
+        parser.error("knn_gpu needs a GPU, and faiss-gpu")
 
     scratch = given.scratch or tempfile.mkdtemp(prefix="g2is-graph-")
     url = given.workspace or os.path.join(scratch, f"{given.rows}x{given.dimensions}")  # noqa: PTH118
@@ -183,17 +207,23 @@ def main() -> None:
         f"peak memory {found['peak']:.2f} GB"
     )
     print("  " + ", ".join(f"{name} {spent:.1f} s" for name, spent in found["phases"].items()))
-    if "exact" in given.beside:
-        other = in_a_process(exact, url, given)
+    if found["search"] == "exact":
         print(
-            f"exact torch: {other['seconds']:.1f} s ({other['flops'] / 1e9:.0f} GFLOP/s); ours is "
-            f"{other['seconds'] / found['seconds']:.2f} times as fast",
-            flush=True,
+            f"  products at {found['flops'] / 1e9:.0f} GFLOP/s, "
+            f"{found['flops'] / found['rate']:.0%} of a large product's {found['rate'] / 1e9:.0f}"
         )
+    for name, work in {"exact": exact, "knn_gpu": knn_gpu}.items():
+        if name in given.beside:
+            other = in_a_process(work, url, given)
+            print(
+                f"{name}: {other['seconds']:.1f} s ({other['flops'] / 1e9:.0f} GFLOP/s); ours is "
+                f"{other['seconds'] / found['seconds']:.2f} times as fast",
+                flush=True,
+            )
     if "faiss" in given.beside and found["search"] == "ivf":
         other = in_a_process(faiss_ivf, url, given)
         print(
-            f"FAISS IVF: {other['seconds']:.1f} s, recall {other['recall']:.4f} at probe "
+            f"faiss: {other['seconds']:.1f} s, recall {other['recall']:.4f} at probe "
             f"{other['probe']}; ours is {other['seconds'] / found['seconds']:.2f} times as fast"
         )
     if not given.scratch and not given.workspace:

@@ -1,7 +1,8 @@
-"""What the benchmarks work on: a model with an adapter, and rows of a pool."""
+"""What the benchmarks share: a model with an adapter, rows of a pool, a rate to compare with."""
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 from typing import Any
 
@@ -52,3 +53,17 @@ def warmed_model(workspace: Workspace, **settings: Any) -> tuple[Any, models.Mom
     model = checkpoints.load_model(workspace, build(ModelSettings, recorded | settings))
     last = len(checkpoints.weights(workspace))
     return model, checkpoints.put(model, checkpoints.read(workspace, last))
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product, the fastest of five."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
