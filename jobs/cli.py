@@ -154,11 +154,16 @@ def _run(command: str, given: dict[str, Any]) -> int:
 
         walk_arrays(given)
         return 0
+    wait = given.pop("wait", True)
     values = {**_from_yaml(given.pop("config", None)), **given}
     workspace = values.pop("workspace", None)
     if not workspace or not isinstance(workspace, str):
         raise SettingError("workspace is not set: give --workspace DIRECTORY_OR_URL")
     check(_RUN, values)
+    if command == "submit":
+        from jobs.submit import submit
+
+        return submit(workspace, values, wait=wait)
     from jobs.session import Session
 
     spec = COMMANDS[command]
@@ -218,12 +223,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = _command(commands, name, command.help)
-        sub.add_argument("--workspace", default=argparse.SUPPRESS, help="directory or URL")
-        sub.add_argument("--config", default=None, help="YAML file of settings")
+        _add_common(sub)
         _add_settings(sub, command.settings)
+        if name == "status":
+            sub.add_argument(
+                "workspace", nargs="?", default=argparse.SUPPRESS, help="as --workspace"
+            )
+    submit = _command(commands, "submit", "run the main job on a cluster, and follow it")
+    _add_common(submit)
+    submit.add_argument(
+        "--no-wait", dest="wait", action="store_false", help="do not follow the job"
+    )
+    _add_settings(submit, _RUN)
     walk = _command(commands, "walk", "select from gradient arrays that you already have")
     _add_settings(walk, (ArraySettings, WalkSettings))
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workspace", default=argparse.SUPPRESS, help="directory or URL")
+    parser.add_argument("--config", default=None, help="YAML file of settings")
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
