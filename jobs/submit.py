@@ -24,6 +24,8 @@ from g2is_ray.errors import InputError, SettingError, WorkError
 from g2is_ray.reading import expand
 
 log = logging.getLogger(__name__)
+for _name in ("dashboard_sdk", "job.sdk"):
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 ENTRYPOINT = "python -m jobs.pipeline --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata

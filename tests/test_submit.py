@@ -264,7 +264,7 @@ class TestJob:
         assert job["left"] == JobStatus.RUNNING
         assert "ray job logs --follow --address http://127.0.0.1:" in job["err"]
         assert "ray job stop --address http://127.0.0.1:" in job["err"]
-        assert job["err"].count(job["id"]) >= 3
+        assert job["err"].count(job["id"]) == 3
 
     def test_nothing_else_is_uploaded(self, job, head_folder):
         packages = list(head_folder.glob("session_2*/runtime_resources/working_dir_files/*/"))
@@ -291,6 +291,7 @@ class TestJob:
         assert (job["workspace"] / "report.html").stat().st_mtime_ns == before
 
 
+@pytest.mark.usefixtures("logging_as_before")
 class TestExitStatus:
     pytestmark = slow
 
@@ -300,12 +301,22 @@ class TestExitStatus:
         assert done.returncode == 2, done.stdout + done.stderr
         assert "g2is: error: neighbors must be below the number of rows" in done.stdout
 
-    @pytest.mark.parametrize("entrypoint", ["exit 1", "exit 3"])
-    def test_another_is_the_jobs(self, entrypoint, cluster, here, tmp_path, monkeypatch, capsys):
+    @pytest.mark.parametrize(
+        ("entrypoint", "status", "sentence"),
+        [
+            ("exit 3", 3, ""),
+            ('test -z "$HF_TOKEN"', 1, ""),  # 1, as jobs have the cluster's environment
+            ("kill -9 $$", 2, "failed with exit code -9"),
+        ],
+    )
+    def test_another_is_the_jobs(
+        self, entrypoint, status, sentence, cluster, here, tmp_path, monkeypatch, capsys
+    ):
         from jobs.cli import main
 
         monkeypatch.setattr("jobs.submit.ENTRYPOINT", entrypoint)
-        assert main(arguments(cluster, tmp_path)) == int(entrypoint[-1])
+        assert main(arguments(cluster, tmp_path)) == status
+        assert sentence in capsys.readouterr().err
 
     def test_a_job_that_is_not_waited_for_gives_0(self, cluster, here, tmp_path, monkeypatch, g2is):
         monkeypatch.setattr("jobs.submit.ENTRYPOINT", "exit 1")
