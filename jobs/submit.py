@@ -24,7 +24,7 @@ from g2is_ray.errors import InputError, SettingError, WorkError
 from g2is_ray.reading import expand
 
 log = logging.getLogger(__name__)
-for _name in ("dashboard_sdk", "job.sdk"):
+for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
     logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 ENTRYPOINT = "python -m jobs.pipeline --config run.yaml"

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,26 @@ def test_a_wrong_setting_is_refused_before_the_cluster_is_asked(here, refused):
 def test_a_cluster_that_is_not_there_is_named(here, refused):
     sentence = refused(*arguments(NOWHERE, "/ws"))
     assert sentence.startswith(f"the cluster at {NOWHERE} cannot be used: ")
+
+
+class AsksForToken(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(401)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_token_that_is_missing_is_asked_for(here, refused):
+    with HTTPServer(("127.0.0.1", 0), AsksForToken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        sentence = refused(*arguments(address, "/ws"))
+        server.shutdown()
+    assert sentence == (
+        f"the cluster at {address} does not accept the token of this machine: set "
+        "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
+    )
 
 
 # On a cluster
