@@ -195,7 +195,8 @@ class ExecutionSettings:
     """How the work is run; never what a stage writes."""
 
     address: str = ""
-    """Ray cluster: auto, host:port, or local to start one; unset means RAY_ADDRESS or local."""
+    """Ray cluster: auto, host:port, or local to start one; unset means RAY_ADDRESS or local.
+    For submit, the URL of the cluster's dashboard, such as http://127.0.0.1:8265."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     """What workers run on: auto takes GPUs if the cluster has any now; gpu waits for them."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -65,6 +65,7 @@ class Command:
     job: str
     settings: tuple[type, ...]
     help: str
+    writes: bool = True  # one at a time on a local workspace
 
 
 COMMANDS = {
@@ -107,8 +108,12 @@ COMMANDS = {
         (TargetSettings, EvaluateSettings, ExecutionSettings),
         "test loss and exact match of base and tuned models",
     ),
-    "report": Command("jobs.report:report", (TargetSettings, GraphSettings), "write report.html"),
-    "status": Command("jobs.status:status", (), "show the stages and how much of each is done"),
+    "report": Command(
+        "jobs.report:report", (TargetSettings, GraphSettings), "write report.html", writes=False
+    ),
+    "status": Command(
+        "jobs.status:status", (), "show the stages and how much of each is done", writes=False
+    ),
 }
 
 
@@ -126,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _quiet_libraries(debug)
     try:
-        _run(command, given)
+        return _run(command, given)
     except G2isError as error:
         if debug:
             raise
@@ -136,7 +141,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("g2is: interrupted; give the same command again to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 def _quiet_libraries(debug: bool) -> None:
@@ -144,26 +148,34 @@ def _quiet_libraries(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
 
 
-def _run(command: str, given: dict[str, Any]) -> None:
+def _run(command: str, given: dict[str, Any]) -> int:
     if command == "walk":
         from jobs.walk import walk_arrays
 
         walk_arrays(given)
-        return
-    spec = COMMANDS[command]
+        return 0
+    wait = given.pop("wait", True)
     values = {**_from_yaml(given.pop("config", None)), **given}
     workspace = values.pop("workspace", None)
     if not workspace or not isinstance(workspace, str):
         raise SettingError("workspace is not set: give --workspace DIRECTORY_OR_URL")
     check(_RUN, values)
+    if command == "submit":
+        from jobs.submit import submit
+
+        return submit(workspace, values, wait=wait)
     from jobs.session import Session
+
+    spec = COMMANDS[command]
 
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
         raise InputError(f"{workspace} is not a workspace; `g2is ingest` or `g2is run` makes one")
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
-    with Session(workspace, values).closing() as session:
+    opened = Session(workspace, values)
+    with opened.writing() if spec.writes else opened.reading() as session:
         job(session)
+    return 0
 
 
 # ---- config file -----------------------------------------------------------
@@ -211,12 +223,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = _command(commands, name, command.help)
-        sub.add_argument("--workspace", default=argparse.SUPPRESS, help="directory or URL")
-        sub.add_argument("--config", default=None, help="YAML file of settings")
+        _add_common(sub)
         _add_settings(sub, command.settings)
+        if name == "status":
+            sub.add_argument(
+                "workspace", nargs="?", default=argparse.SUPPRESS, help="as --workspace"
+            )
+    submit = _command(commands, "submit", "run the main job on a cluster, and follow it")
+    _add_common(submit)
+    submit.add_argument(
+        "--no-wait", dest="wait", action="store_false", help="do not follow the job"
+    )
+    _add_settings(submit, _RUN)
     walk = _command(commands, "walk", "select from gradient arrays that you already have")
     _add_settings(walk, (ArraySettings, WalkSettings))
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workspace", default=argparse.SUPPRESS, help="directory or URL")
+    parser.add_argument("--config", default=None, help="YAML file of settings")
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.cluster import connected
@@ -16,7 +18,7 @@ from g2is_ray.config import (
     as_dict,
     build,
 )
-from g2is_ray.errors import SettingError
+from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.layout import targets_in
 from g2is_ray.workspace import Growth, Workspace
 
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LOCK = ".lock"
 
 
 class Session:
@@ -106,7 +109,43 @@ class Session:
             self._connected = True
 
     @contextlib.contextmanager
-    def closing(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Session]:
         """The session for a `with` block; Ray is left at its end."""
         with self._ray:
             yield self
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Session]:
+        """As `reading`, and the only one of this machine's that writes the workspace meanwhile."""
+        with _locked(self.workspace), self.reading():
+            yield self
+
+
+@contextlib.contextmanager
+def _locked(workspace: Workspace) -> Iterator[None]:
+    """Hold a local workspace's lock; the kernel releases it however the process ends.
+
+    Ray's processes do not inherit it: Python closes its files in programs that it starts.
+
+    Raises:
+        WorkspaceError: another command holds the lock, or the folder cannot be written.
+    """
+    if not workspace.is_local:
+        yield
+        return
+    path = Path(workspace.location(_LOCK))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise WorkspaceError(f"{path} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkspaceError(
+                f"another command is writing {workspace.url}: wait until it ends, or stop it"
+            ) from None
+        except OSError as error:  # of a network file system that has no locks
+            log.warning("%s cannot be locked: give one command at a time (%s)", path, error)
+        yield

@@ -61,7 +61,7 @@ def receipt(stage):
 
 
 def test_every_command_says_what_it_takes(capsys):
-    for command in [*COMMANDS, "walk"]:
+    for command in [*COMMANDS, "submit", "walk"]:
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
         assert end.value.code == 0
@@ -254,6 +254,14 @@ def test_status_shows_every_stage(ingest, g2is):
     assert "done, 4 rows" in lines["targets/t/val"]
     for stage in ("warmup", "gradients", "graph", "selections/t", "tuned/t", "evaluations/t"):
         assert lines[stage].endswith("to do")
+
+
+@pytest.mark.parametrize("workspace", ["ws", "memory://ws-of-status"])
+def test_status_needs_the_workspace_only(workspace, ingest, g2is):
+    g2is(*ingest(workspace=workspace))
+    shown = g2is("status", workspace)
+    assert shown == g2is("status", "--workspace", workspace)
+    assert "done, 30 rows" in shown
 
 
 def test_an_error_is_one_line_whatever_the_names_hold(ingest, refused):

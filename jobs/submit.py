@@ -1,0 +1,207 @@
+"""Submit the main job to a Ray cluster and follow it: `g2is submit`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from g2is_ray.errors import InputError, SettingError, WorkError
+from g2is_ray.reading import expand
+
+log = logging.getLogger(__name__)
+for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
+
+ENTRYPOINT = "python -m jobs.pipeline --config run.yaml"
+_WORKSPACE = "g2is_workspace"  # the job's metadata
+_FILES = ("pool", "append", "target", "test")  # settings that name files of rows
+_FOLDERS = ("model", "warmup_from")  # settings that may name folders
+_UPLOAD_BYTES = 500 * 2**20  # Ray's limit
+
+
+def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int:
+    """Run the main job with the settings `values` on the cluster at `values["address"]`.
+
+    The job gets one configuration file with all settings, and the files of rows that they name by
+    relative paths. Absolute paths and URLs are the cluster's.
+
+    Args:
+        workspace: URL or absolute path that every node of the cluster reaches.
+        wait: follow the job's log to its end.
+
+    Returns:
+        The job's exit status; 0 where it is not waited for, 130 after Ctrl-C.
+
+    Raises:
+        SettingError: a setting names a place that the cluster cannot have.
+        InputError: files are missing, or too large to upload.
+        WorkError: the cluster refuses the job, or it ended without an exit status.
+    """
+    address = _dashboard(values.get("address", ""))
+    settings = {**values, "workspace": _place(workspace)}
+    settings.pop("address", None)  # the job's own is the cluster that it runs on
+    files = _files_of(settings)
+    with tempfile.TemporaryDirectory(prefix="g2is-submit-") as scratch:
+        package = _package(Path(scratch) / "job.zip", settings, files)
+        with _asking(address):
+            client = JobSubmissionClient(address)
+            job = client.submit_job(
+                entrypoint=ENTRYPOINT,
+                runtime_env={"working_dir": str(package)},
+                submission_id=_free_id(client, settings["workspace"]),
+                metadata={_WORKSPACE: settings["workspace"]},
+            )
+    log.info("submitted job %s; to follow or to stop it:", job)
+    for command in ("logs --follow", "stop"):
+        log.info("    ray job %s --address %s %s", command, address, job)
+    if not wait:
+        return 0
+    try:
+        with _asking(address):
+            return _follow(client, job)
+    except KeyboardInterrupt:
+        print("g2is: no longer following the job; it goes on", file=sys.stderr)
+        return 130
+
+
+def _dashboard(address: str) -> str:
+    if not address.startswith(("http://", "https://")):
+        raise SettingError(
+            "address should be the URL of the cluster's dashboard, such as "
+            f"http://127.0.0.1:8265, got {address!r}"
+        )
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # or RAY_ADDRESS would win over the one given
+    return address
+
+
+def _place(workspace: str) -> str:
+    """The workspace, written in one way only."""
+    path = workspace.removeprefix("file://")
+    if "://" in path:
+        return path.rstrip("/")
+    if not path.startswith("/"):
+        raise SettingError(
+            f"workspace {workspace} is a relative path, and the cluster has another folder: give a "
+            "URL or an absolute path that every node reaches"
+        )
+    return os.path.normpath(path)
+
+
+# ---- what is uploaded --------------------------------------------------------
+
+
+def _files_of(settings: Mapping[str, Any]) -> list[str]:
+    """Files of rows in the current folder, or below, that the settings name."""
+    for name in _FOLDERS:
+        for folder in _texts(settings.get(name, ())):
+            if not Path(folder).is_absolute() and Path(folder).is_dir():
+                raise SettingError(
+                    f"{name} {folder} is a folder of this machine: give an absolute path that "
+                    "every node of the cluster has, or for a model its name on the hub"
+                )
+    sources = [source for name in _FILES for source in _texts(settings.get(name, ()))]
+    local = [s for s in sources if "://" not in s and not s.startswith(("/", "~"))]
+    files = expand(local)
+    for file in files:
+        if file.startswith(".."):
+            raise InputError(
+                f"{file} is not below the current folder, so it cannot be uploaded: give the "
+                "command from a folder above it, or put the file where the cluster reaches it"
+            )
+    size = sum(Path(file).stat().st_size for file in files)
+    if size > _UPLOAD_BYTES:
+        raise InputError(
+            f"{len(files)} files have {size / 2**20:.0f} MiB, and a job takes "
+            f"{_UPLOAD_BYTES / 2**20:.0f} MiB at most: put them on shared storage, and give URLs"
+        )
+    return files
+
+
+def _texts(value: Any) -> Sequence[str]:
+    """The value of a setting that is one text, several, or texts by name."""
+    if isinstance(value, str):
+        return [value]
+    return list(value.values()) if isinstance(value, Mapping) else list(value)
+
+
+def _package(path: Path, settings: Mapping[str, Any], files: Sequence[str]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as package:
+        package.writestr("run.yaml", yaml.safe_dump(dict(settings), allow_unicode=True))
+        for file in files:
+            package.write(file)
+    return path
+
+
+# ---- the cluster ---------------------------------------------------------------
+
+
+def _free_id(client: JobSubmissionClient, workspace: str) -> str:
+    """An id for the next job on the workspace.
+
+    The id counts the workspace's jobs. Ray takes an id once, so of two commands that look at the
+    same moment one is refused.
+
+    Raises:
+        WorkError: a job on the workspace has not ended.
+    """
+    stem = f"g2is-{hashlib.sha256(workspace.encode()).hexdigest()[:12]}-"
+    jobs = client.list_jobs()
+    for job in jobs:
+        if (job.metadata or {}).get(_WORKSPACE) == workspace and not job.status.is_terminal():
+            raise WorkError(
+                f"job {job.submission_id} is at work on {workspace} already: follow it with `ray "
+                "job logs --follow`, end it with `ray job stop`, or use another workspace"
+            )
+    ids = [job.submission_id or "" for job in jobs]
+    numbers = [int(one.removeprefix(stem)) for one in ids if one.startswith(stem)]
+    return f"{stem}{max(numbers, default=0) + 1}"
+
+
+def _follow(client: JobSubmissionClient, job: str) -> int:
+    """Print the job's log to its end; returns its exit status."""
+    asyncio.run(_print_log(client, job))
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        time.sleep(0.5)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.status == JobStatus.STOPPED:
+        raise WorkError(f"job {job} was stopped; submit it again to go on")
+    if not info.driver_exit_code or info.driver_exit_code < 0:
+        why = (info.message or "no reason is known").splitlines()[0]
+        raise WorkError(f"job {job} failed: {why}; submit it again to go on")
+    return int(info.driver_exit_code)
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    async for text in client.tail_job_logs(job):
+        print(text, end="", flush=True)
+
+
+@contextlib.contextmanager
+def _asking(address: str) -> Iterator[None]:
+    """Turn what may happen between here and the cluster into one sentence."""
+    try:
+        yield
+    except AuthenticationError:
+        raise WorkError(
+            f"the cluster at {address} does not accept the token of this machine: set "
+            "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
+        ) from None
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise WorkError(f"the cluster at {address} cannot be used: {why[-1]}") from None
