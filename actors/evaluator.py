@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from g2is_ray import models
@@ -62,8 +60,7 @@ class Evaluator:
             self._model, models.default_device(), self._execution.attention
         )
         if item.adapter:
-            with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as scratch:
-                folder = self._workspace.download(item.adapter, Path(scratch))
+            with self._workspace.local_folder(item.adapter) as folder:
                 model = models.load_adapter(model, folder)
         facts = self._evaluation.measure(model)
         facts["fingerprint"] = item.fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from actors.cluster import Share
+from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import G2isError, WorkError
 from g2is_ray.workspace import Workspace
@@ -38,6 +38,7 @@ def train(
         G2isError: model, adapter or rows cannot be used.
         WorkError: the workers failed too often.
     """
+    file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
     run_name = stage.replace("/", "-").replace("@", "-vs-")
     if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
         workspace.remove(f"{_CHECKPOINTS}/{run_name}")
@@ -58,7 +59,8 @@ def train(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as of Train v1
             name=run_name,
-            storage_path=workspace.location(_CHECKPOINTS),
+            storage_path=checkpoints,
+            storage_filesystem=file_system,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
@@ -94,7 +96,7 @@ def _train_on_worker(config: dict[str, Any]) -> str:
 
     from g2is_ray.training import TunedModel
 
-    with tempfile.TemporaryDirectory(prefix="g2is-training-") as scratch:
+    with scratch.folder() as temporary:
         try:
             tuned = TunedModel(
                 Workspace(config["url"]),
@@ -102,7 +104,7 @@ def _train_on_worker(config: dict[str, Any]) -> str:
                 config["plan"],
                 config["rows"],
                 config["execution"],
-                scratch=Path(scratch),
+                scratch=temporary,
                 world_size=ray.train.get_context().get_world_size(),
             )
         except G2isError as error:  # raised, it would be tried again, which cannot help

@@ -29,8 +29,9 @@ from g2is_ray.config import WalkSettings
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.rows import map_neighbors
 from g2is_ray.selection import Selection, carry_out, knowledge_of
+from g2is_ray.storage import array_bytes
 from g2is_ray.walk import align
-from g2is_ray.workspace import Workspace, array_bytes, part_name
+from g2is_ray.workspace import Workspace, part_name
 
 PART_ROWS = 4096
 TOPICS, TARGET_TOPICS, TARGET_ROWS = 64, 8, 64

@@ -6,10 +6,8 @@ holds, as `learning_rates`, the mean learning rate of the steps up to each since
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -65,8 +63,7 @@ def load_model(workspace: Workspace, settings: ModelSettings, attention: str = "
     """The model with the last checkpoint's adapter, on the default device, for evaluation."""
     base = models.load_base(settings, models.default_device(), attention)
     last = len(weights(workspace))
-    with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as scratch:
-        folder = workspace.download(f"{WARMUP}/checkpoint-{last}/adapter", Path(scratch))
+    with workspace.local_folder(f"{WARMUP}/checkpoint-{last}/adapter") as folder:
         return models.load_adapter(base, folder)
 
 

@@ -21,5 +21,9 @@ class WorkspaceError(G2isError):
     """The workspace holds other settings, lacks an earlier stage, or cannot be written."""
 
 
+class StorageError(WorkspaceError):
+    """A remote workspace cannot be reached or refuses access, so what it holds is not known."""
+
+
 class WorkError(G2isError):
     """Workers failed at some parts, or keep dying; everything else is done and kept."""

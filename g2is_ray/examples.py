@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from g2is_ray import scratch
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ReadSettings
 from g2is_ray.errors import InputError, WorkspaceError
@@ -92,8 +93,8 @@ class ExampleSet:
 class _Ids:
     """Where each id was first seen; on disk, so that memory does not grow with the pool."""
 
-    def __init__(self, folder: str) -> None:
-        self._db = sqlite3.connect(str(Path(folder) / "ids.sqlite"), isolation_level=None)
+    def __init__(self, folder: Path) -> None:
+        self._db = sqlite3.connect(str(folder / "ids.sqlite"), isolation_level=None)
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.execute("BEGIN")
@@ -154,8 +155,8 @@ def write_examples(
     began = time.monotonic()
     receipts: list[dict[str, Any]] = []
     first = _first_part(workspace, folder, append)
-    with tempfile.TemporaryDirectory(prefix="g2is-ids-") as scratch:
-        ids = _Ids(scratch)
+    with scratch.folder() as temporary:
+        ids = _Ids(temporary)
         for part in range(first):
             for row in ExampleSet(workspace, folder).read(part, ["id", "file", "line"]):
                 ids.add(row["id"], f"{row['file']}:{row['line']}")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from g2is_ray.arrays import normalize
 from g2is_ray.layout import graph_stage
 from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
-from g2is_ray.workspace import Workspace, array_bytes, part_name
+from g2is_ray.storage import array_bytes
+from g2is_ray.workspace import Workspace, part_name
 
 MEAN = "mean.npy"  # of a centered graph: what is subtracted from all rows
 
@@ -88,7 +89,7 @@ class GradientSet:
 
     @cached_property
     def dimensions(self) -> int:
-        return int(self._mapped.arrays[0].shape[1])
+        return len(self._array(0, ".sum"))
 
     def __len__(self) -> int:
         return self.rows

@@ -30,7 +30,8 @@ from g2is_ray.search import (
     search_exactly,
     search_lists,
 )
-from g2is_ray.workspace import Workspace, array_bytes
+from g2is_ray.storage import array_bytes
+from g2is_ray.workspace import Workspace
 
 _TRAINING_ROWS = 32  # per list
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from g2is_ray.config import GraphSettings
 from g2is_ray.features import MEAN, GradientSet
-from g2is_ray.workspace import Workspace, array_bytes, part_name
+from g2is_ray.storage import array_bytes
+from g2is_ray.workspace import Workspace, part_name
 
 _EXACT_PRODUCTS = {"cpu": 2e12, "cuda": 2e16}  # rows² x dimensions that take seconds
 _SAMPLE = 1024  # rows whose exact neighbors are found: half to choose the probe, half to check it

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
 from g2is_ray.errors import InputError, SettingError
 
@@ -208,9 +208,9 @@ def put_weights(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def adapter_files(model: PeftModel) -> dict[str, bytes]:
     """The adapter as PEFT saves it: content by file name, the same in every process."""
-    with tempfile.TemporaryDirectory(prefix="g2is-adapter-") as folder:
-        model.save_pretrained(folder)
-        files = {name: (Path(folder) / name).read_bytes() for name in ADAPTER_FILES}
+    with scratch.folder() as folder:
+        model.save_pretrained(str(folder))
+        files = {name: (folder / name).read_bytes() for name in ADAPTER_FILES}
     config = json.loads(files["adapter_config.json"])
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()  # PEFT holds a set, whose order is a process's own

@@ -8,24 +8,22 @@ that cannot be read to its end stops the reading. Memory does not grow with the 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import has_magic, url_to_fs
+from fsspec.core import url_to_fs
 
 from g2is_ray import schemas
 from g2is_ray.errors import InputError
 from g2is_ray.schemas import MAX_ROW_BYTES, RowError
+from g2is_ray.sources import HUB, READABLE, SUFFIXES, clip, container, is_remote, one_line
 
 _TEXT_CHARACTERS = 2000
 _BATCH_ROWS = 256
@@ -33,11 +31,8 @@ _WINDOW = 2**20  # characters of a JSON array taken at a time
 _BLANK = re.compile(r"[ \t\r\n]*")
 # Lets raw control characters in strings pass, and reads Python's NaN and Infinity as null.
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-_READABLE = "*.jsonl, *.ndjson, *.json (each also .gz or .zst) and *.parquet"
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException)  # what a damaged file raises
 _BOM = b"\xef\xbb\xbf"
-_HUB = re.compile(r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?::(?P<split>[\w.-]+))?")
 
 _Rows = Iterator[tuple[int, Any]]  # line or row number, parsed row or RowError
 
@@ -63,91 +58,6 @@ class Rejected:
     line: int
     reason: str
     text: str  # first 2,000 characters of the row
-
-
-def expand(sources: Sequence[str]) -> list[str]:
-    """Files behind paths, globs, directories and URLs; sorted, each once.
-
-    Directories are searched to any depth for *.jsonl, *.ndjson, *.json and *.parquet (and
-    .gz and .zst of the first three), leaving out names that start with a dot. Local paths
-    stay relative where they were given so. `hf://org/name[:split]` is left as it is.
-
-    Raises:
-        InputError: nothing is there, or nothing that can be read.
-    """
-    found: dict[str, str] = {}  # by absolute address, so that ./a and a are one file
-    for source in sources:
-        if not source:  # an unset shell variable; fsspec would take the current directory
-            raise InputError("a source is an empty string; give a path or URL")
-        if _HUB.fullmatch(source):
-            found[source] = source
-            continue
-        for address, name in _expand_one(source):
-            found.setdefault(address, name)
-    return sorted(found.values())
-
-
-def _expand_one(source: str) -> Iterator[tuple[str, str]]:
-    try:
-        fs, path = url_to_fs(source)
-        paths, searched = _search(fs, path)
-    except FileNotFoundError:
-        raise InputError(f"{source}: no such file or directory; check the path") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{source}: cannot be opened ({_line(error)})") from error
-    readable = [found for found in paths if _container(found)[1] in _SUFFIXES]
-    if not readable:
-        what = "matches no readable file" if searched else "is not a readable file"
-        raise InputError(f"{source}: {what}; readable are {_READABLE}")
-    chained = source.partition("::")[2]
-    for found in readable:
-        if _UNSHOWN.search(found):
-            raise InputError(
-                f"{found!a}: the name is not UTF-8 or has control characters; rename it"
-            )
-        address = fs.unstrip_protocol(found) + (f"::{chained}" if chained else "")
-        if "://" in source or chained:
-            yield address, address
-        else:
-            yield address, found if Path(source).is_absolute() else os.path.relpath(found)
-
-
-def _search(fs: Any, path: str) -> tuple[list[str], bool]:
-    """Paths of files, and whether they come from a directory or glob."""
-    try:
-        kind = fs.info(path)["type"]
-    except FileNotFoundError:
-        if not has_magic(path):
-            raise
-        return [found for found in fs.glob(path) if fs.isfile(found)], True
-    if kind != "directory":
-        return [path], False
-    root = path.rstrip("/") + "/"
-    inside = [found for found in fs.find(path) if "/." not in "/" + found.removeprefix(root)]
-    return inside, True
-
-
-def describe(file: str) -> dict[str, Any]:
-    """What tells one version of a file from another, without reading all of it.
-
-    Returns:
-        `name` (without folders), `size` in bytes and `checksum`, the sha256 of the first
-        and the last MiB; for hub datasets only `name`.
-    """
-    if _HUB.fullmatch(file):
-        return {"name": file}
-    try:
-        fs, path = url_to_fs(file)
-        size = fs.size(path)
-        digest = hashlib.sha256()
-        with fs.open(path, "rb") as stream:
-            digest.update(stream.read(2**20))
-            if size is not None:  # some web servers do not tell
-                stream.seek(max(0, size - 2**20))
-                digest.update(stream.read(2**20))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({_line(error)}); check the path") from error
-    return {"name": path.rsplit("/", 1)[-1], "size": size, "checksum": digest.hexdigest()}
 
 
 def read_examples(
@@ -199,7 +109,7 @@ def _detect(row: dict[str, Any], file: str) -> str:
     if name is None:
         columns = ", ".join(map(repr, row)) or "none"
         raise InputError(
-            f"{file}: the columns ({_clip(columns)}) fit no schema; messages needs 'messages', "
+            f"{file}: the columns ({clip(columns)}) fit no schema; messages needs 'messages', "
             "prompt-completion 'prompt' and 'completion', alpaca 'instruction' and 'output', "
             "sharegpt 'conversations'; rename the columns"
         )
@@ -213,7 +123,7 @@ def _example(
     return Example(
         id=_label(own_id) or f"{file}:{line}",
         messages=schemas.to_messages(row, schema),
-        group=_label(group) or _container(file)[0],
+        group=_label(group) or container(file)[0],
         answer=str(answer) if isinstance(answer, str | int | float) else None,
         record=record,
         file=file,
@@ -226,31 +136,14 @@ def _label(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def _container(file: str) -> tuple[str, str, str]:
-    """Stem, suffix and compression of a file: `a/pool.jsonl.gz` is ("pool", ".jsonl", ".gz")."""
-    hub = _HUB.fullmatch(file)
-    if hub:
-        return hub["name"].rsplit("/", 1)[-1], "", ""
-    name = file.partition("::")[0]
-    if name.startswith(("http://", "https://")):
-        name = name.partition("?")[0]
-    path, compression = PurePosixPath(name), ""
-    if path.suffix.lower() in (".gz", ".zst"):
-        path, compression = PurePosixPath(path.stem), path.suffix.lower()
-    suffix = path.suffix.lower()
-    if suffix == ".parquet" and compression:
-        suffix = ""  # it compresses inside; wrapped once more it could not be sought in
-    return path.stem, suffix, compression
-
-
 def _rows(file: str) -> _Rows:
     """Parsed rows of one file with their numbers; a RowError where a row cannot be parsed."""
-    if _HUB.fullmatch(file):
+    if HUB.fullmatch(file):
         yield from _hub_rows(file)
         return
-    _, suffix, compression = _container(file)
-    if suffix not in _SUFFIXES:
-        raise InputError(f"{file}: is not a readable file; readable are {_READABLE}")
+    _, suffix, compression = container(file)
+    if suffix not in SUFFIXES:
+        raise InputError(f"{file}: is not a readable file; readable are {READABLE}")
     try:
         fs, path = url_to_fs(file)
         with fs.open(path, "rb") as raw:
@@ -272,9 +165,11 @@ def _rows(file: str) -> _Rows:
             yield from _line_rows(stream)
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; check the path") from None
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except Exception as error:
+        if isinstance(error, InputError) or not (isinstance(error, _BROKEN) or is_remote(file)):
+            raise
         raise InputError(
-            f"{file}: cannot be read to its end ({_line(error)}); it is truncated, damaged or "
+            f"{file}: cannot be read to its end ({one_line(error)}); it is truncated, damaged or "
             "out of reach: fetch it again"
         ) from error
 
@@ -316,7 +211,7 @@ def _parse(line: bytes) -> Any:
     except RecursionError:
         return RowError("the row is nested too deeply", text)
     except ValueError as error:  # an integer of thousands of digits
-        return RowError(f"the line cannot be parsed ({_line(error)})", text)
+        return RowError(f"the line cannot be parsed ({one_line(error)})", text)
 
 
 def _array_rows(stream: io.BufferedReader, file: str) -> _Rows:
@@ -349,7 +244,7 @@ def _array_rows(stream: io.BufferedReader, file: str) -> _Rows:
             window, at = window[at:] + more, 0
         except (RecursionError, ValueError) as error:
             raise InputError(
-                f"{file}: row {number + 1} of the array cannot be parsed ({_line(error)}), and "
+                f"{file}: row {number + 1} of the array cannot be parsed ({one_line(error)}), and "
                 "nothing after it can be read; remove it"
             ) from None
         else:
@@ -390,28 +285,20 @@ def _batch_rows(batch: pa.RecordBatch) -> list[Any]:
         return list(batch.to_pylist())
     except UnicodeDecodeError as error:
         if batch.num_rows == 1:
-            return [RowError(f"a text is not UTF-8 ({_line(error)})")]
+            return [RowError(f"a text is not UTF-8 ({one_line(error)})")]
         return [row for i in range(batch.num_rows) for row in _batch_rows(batch.slice(i, 1))]
 
 
 def _hub_rows(file: str) -> _Rows:
     from datasets import load_dataset  # slow to import, and few need it
 
-    hub = _HUB.fullmatch(file)
+    hub = HUB.fullmatch(file)
     assert hub is not None
     try:
         rows = load_dataset(hub["name"], split=hub["split"] or "train", streaming=True)
         yield from enumerate(rows, start=1)
     except Exception as error:  # of any type: the library passes on those of its many parts
         raise InputError(
-            f"{file}: cannot be read from the hub ({type(error).__name__}: {_line(error)}); "
+            f"{file}: cannot be read from the hub ({type(error).__name__}: {one_line(error)}); "
             "check the name, the split and the network"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return _clip(" ".join(str(error).split()) or type(error).__name__)
-
-
-def _clip(text: str, characters: int = 300) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"

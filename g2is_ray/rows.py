@@ -74,9 +74,14 @@ class MappedParts:
 
 
 def map_parts(workspace: Workspace, stage: str, parts: int, kind: str = "") -> MappedParts:
-    """The arrays `part-XXXXX{kind}.npy` of a finished stage."""
-    names = (f"{stage}/{part_name(part)}{kind}.npy" for part in range(parts))
-    return MappedParts([workspace.map_array(name) for name in names])
+    """The arrays `part-XXXXX{kind}.npy` of a finished stage; remote ones from local copies."""
+    names = [part_name(part) for part in range(parts)]
+    paths = [f"{stage}/{name}{kind}.npy" for name in names]
+    if workspace.is_local:
+        return MappedParts([workspace.map_array(path) for path in paths])
+    held = [workspace.held(stage, name, f"{name}{kind}.npy") for name in names]
+    what = workspace.location(stage)
+    return MappedParts(workspace.map_copies(dict(zip(paths, held, strict=True)), what))
 
 
 def map_neighbors(workspace: Workspace, stage: str) -> MappedParts:

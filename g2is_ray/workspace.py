@@ -8,23 +8,12 @@ holding the checksums of its files; a piece without a valid receipt is not done.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import io
-import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import fsspec
-import numpy as np
-from numpy.typing import NDArray
-
-from g2is_ray.errors import SettingError, WorkspaceError
+from g2is_ray.errors import StorageError, WorkspaceError
 from g2is_ray.records import (
     Record,
     grown_inputs,
@@ -34,6 +23,7 @@ from g2is_ray.records import (
     other_setting,
     past,
 )
+from g2is_ray.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -50,148 +40,8 @@ def part_name(part: int) -> str:
     return f"part-{part:05d}"
 
 
-class Workspace:
-    """Files, stage records and receipts below one root; cheap to make and to pickle.
-
-    Raises:
-        SettingError: the URL's kind of storage is unknown, or needs a package.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = str(url)
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
-            raise SettingError(f"{self.url} cannot be opened: {error}") from None
-        self.is_local = "file" in self._fs.protocol
-
-    def __reduce__(self) -> tuple[type[Workspace], tuple[str]]:
-        return Workspace, (self.url if not self.is_local else self._root,)
-
-    def location(self, path: str) -> str:
-        """Absolute path or URL of `path`, as other libraries and users take it."""
-        return self._full(path) if self.is_local else f"{self.url.rstrip('/')}/{path}"
-
-    def _full(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}" if path else self._root
-
-    # ---- files ---------------------------------------------------------------
-
-    def exists(self, path: str) -> bool:
-        return bool(self._fs.exists(self._full(path)))
-
-    def read_bytes(self, path: str) -> bytes:
-        """Content of a file.
-
-        Raises:
-            WorkspaceError: there is no such file.
-        """
-        try:
-            return bytes(self._fs.cat_file(self._full(path)))
-        except FileNotFoundError:
-            raise WorkspaceError(f"{self.location(path)} is missing") from None
-        except OSError as error:
-            why = error.strerror or error
-            raise WorkspaceError(f"{self.location(path)} cannot be read: {why}") from None
-
-    def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a whole file or nothing: a temporary name and a rename, or one PUT.
-
-        Raises:
-            WorkspaceError: the disk is full or the place cannot be written.
-        """
-        full = self._full(path)
-        with self._writing(path):
-            if not self.is_local:
-                self._fs.pipe_file(full, data)
-                return
-            target = Path(full)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-
-    @contextlib.contextmanager
-    def _writing(self, path: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            where = self.location(path)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise WorkspaceError(
-                    f"the disk is full, writing {where}: free some space and give the same "
-                    "command again; what is finished is kept"
-                ) from None
-            raise WorkspaceError(f"{where} cannot be written: {error.strerror or error}") from None
-
-    def read_json(self, path: str) -> Any:
-        try:
-            return json.loads(self.read_bytes(path))
-        except ValueError:
-            raise self.damaged(path) from None
-
-    def write_json(self, path: str, value: Any) -> None:
-        self.write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-    def read_array(self, path: str) -> NDArray[Any]:
-        try:
-            return np.load(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
-        except (ValueError, EOFError):
-            raise self.damaged(path) from None
-
-    def map_array(self, path: str) -> NDArray[Any]:
-        """The array of a `.npy` file, read from disk as it is used; read-only.
-
-        A remote file is copied to a temporary one that goes with the array.
-        """
-        if self.is_local:
-            return self._mapped(path, self._full(path))
-        with tempfile.NamedTemporaryFile(suffix=".npy") as copy:
-            try:
-                self._fs.get_file(self._full(path), copy.name)
-            except FileNotFoundError:
-                raise WorkspaceError(f"{self.location(path)} is missing") from None
-            return self._mapped(path, copy.name)  # a mapping outlives its file's name
-
-    def _mapped(self, path: str, file: str) -> NDArray[Any]:
-        try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise WorkspaceError(f"{self.location(path)} is missing") from None
-        except (ValueError, EOFError):
-            raise self.damaged(path) from None
-
-    def damaged(self, path: str) -> WorkspaceError:
-        """What to raise where a file of the workspace does not hold what was written."""
-        return WorkspaceError(
-            f"{self.location(path)} is damaged; give the command that made it again"
-        )
-
-    def names(self, folder: str) -> list[str]:
-        """Sorted names of what lies directly in `folder`; empty if there is no such folder."""
-        try:
-            listed = self._fs.ls(self._full(folder), detail=False, refresh=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
-
-    def download(self, folder: str, to: Path) -> Path:
-        """A local folder with the files of `folder`: itself, or a copy in `to`."""
-        if self.is_local:
-            return Path(self._full(folder))
-        self._fs.get(self._full(folder) + "/", str(to) + "/", recursive=True)
-        return to
-
-    def remove(self, folder: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._full(folder), recursive=True)
+class Workspace(Storage):
+    """Files, stage records and receipts below one root; cheap to make and to pickle."""
 
     # ---- receipts ------------------------------------------------------------
 
@@ -201,12 +51,14 @@ class Workspace:
         """Write `files` into the stage's folder and, last, the receipt `name`.json.
 
         Returns:
-            The receipt: `facts`, and size and SHA-256 of each file.
+            The receipt: `facts`, and of each file size, SHA-256 and the store's tag.
         """
-        held = {}
+        held: dict[str, dict[str, Any]] = {}
         for file, data in files.items():
             self.write_bytes(f"{stage}/{file}", data)
             held[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            if tag := self.tag(f"{stage}/{file}"):
+                held[file]["tag"] = tag
         receipt = {**facts, "files": held}
         self.write_json(f"{stage}/{name}.json", receipt)
         return receipt
@@ -218,15 +70,21 @@ class Workspace:
         """
         try:
             receipt = self.read_json(f"{stage}/{name}.json")
-            for file, held in receipt["files"].items():
-                data = self.read_bytes(f"{stage}/{file}")
-                if len(data) != held["bytes"]:
-                    return None
-                if hashlib.sha256(data).hexdigest() != held["sha256"]:
-                    return None
+            whole = all(self._is_whole(f"{stage}/{f}", h) for f, h in receipt["files"].items())
+        except StorageError:  # which says nothing about the piece
+            raise
         except (WorkspaceError, KeyError, TypeError, AttributeError):
             return None
-        return receipt
+        return receipt if whole else None
+
+    def _is_whole(self, path: str, held: Mapping[str, Any]) -> bool:
+        # An object store changes an object's tag with its content, so nothing need be read.
+        # Copied elsewhere, an object may have another tag, or none.
+        if "tag" in held and self.tag(path) == held["tag"]:
+            return True
+        data = self.read_bytes(path)
+        same = hashlib.sha256(data).hexdigest() == held["sha256"]
+        return same and len(data) == held["bytes"]
 
     def piece(self, stage: str, name: str) -> dict[str, Any]:
         """The receipt `name`, whose piece must be done.
@@ -238,6 +96,13 @@ class Workspace:
         if receipt is None:
             raise self.damaged(f"{stage}/{name}.json")
         return receipt
+
+    def held(self, stage: str, name: str, file: str) -> dict[str, Any]:
+        """What the receipt `name` says of a file: `bytes`, `sha256`, and the store's `tag`."""
+        try:
+            return dict(self.read_json(f"{stage}/{name}.json")["files"][file])
+        except (KeyError, TypeError, ValueError):
+            raise self.damaged(f"{stage}/{name}.json") from None
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The stage's receipt if it and all of its parts are whole and unaltered; else None."""
@@ -390,10 +255,3 @@ class Workspace:
         for name in other_inputs(earlier, now):
             if not grown or name not in self.outgrown(stage):
                 raise WorkspaceError(f"{stage} was made from another {name}: {remedy}")
-
-
-def array_bytes(array: NDArray[Any]) -> bytes:
-    """The array as the content of a `.npy` file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

@@ -21,7 +21,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import write_examples
-from g2is_ray.reading import describe, expand
+from g2is_ray.sources import describe, expand
 from jobs.session import Session
 
 log = logging.getLogger(__name__)

@@ -2,10 +2,15 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # else the hub is asked for a missing model for a minute
 # Set before torch is imported: on a busy machine, its threads that wait by spinning take the
@@ -19,6 +24,27 @@ REPOSITORY = Path(__file__).parent.parent
 def tiny_model() -> str:
     """Folder of the bundled model."""
     return str(REPOSITORY / "examples" / "tiny-lm")
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator["ObjectStore"]:
+    from object_store import serving
+
+    with serving() as store:
+        yield store
+
+
+@pytest.fixture
+def s3(_s3_server: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> "ObjectStore":
+    """A real S3 server, which the environment points to, with an empty place `url` on it."""
+    import s3fs
+
+    for name, value in _s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # an instance keeps the keys it was made with
+    _s3_server.requests.clear()
+    _s3_server.url = f"s3://bucket/{uuid.uuid4().hex}"
+    return _s3_server
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import zstandard
 
 from g2is_ray import reading, schemas
 from g2is_ray.errors import InputError, SettingError
-from g2is_ray.reading import Example, Rejected, describe, expand, read_examples
+from g2is_ray.reading import Example, Rejected, read_examples
+from g2is_ray.sources import describe, expand
 
 HI = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 ROW = {"messages": HI}

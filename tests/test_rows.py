@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from g2is_ray.rows import ArrayRows, MappedParts, map_neighbors
-from g2is_ray.workspace import Workspace, array_bytes
+from g2is_ray.storage import array_bytes
+from g2is_ray.workspace import Workspace
 
 
 def test_an_array_gives_the_same_blocks_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:

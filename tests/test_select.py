@@ -20,7 +20,8 @@ from g2is_ray.layout import graph_stage, score_name, variants_in
 from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
 from g2is_ray.selection import select
-from g2is_ray.workspace import Workspace, array_bytes, part_name
+from g2is_ray.storage import array_bytes
+from g2is_ray.workspace import Workspace, part_name
 
 PART_ROWS, PARTS, DIMENSIONS = 40, 6, 24
 ROWS = PART_ROWS * PARTS

@@ -1,0 +1,138 @@
+"""Sources: the files behind paths, globs, directories and URLs, and what tells them apart.
+
+Every path goes through fsspec, so local files, s3://, gs://, https:// and memory:// are
+found alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fsspec.core import has_magic, url_to_fs
+
+from g2is_ray.errors import InputError
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+READABLE = "*.jsonl, *.ndjson, *.json (each also .gz or .zst) and *.parquet"
+HUB = re.compile(r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?::(?P<split>[\w.-]+))?")
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """Files behind paths, globs, directories and URLs; sorted, each once.
+
+    Directories are searched to any depth for *.jsonl, *.ndjson, *.json and *.parquet (and
+    .gz and .zst of the first three), leaving out names that start with a dot. Local paths
+    stay relative where they were given so. `hf://org/name[:split]` is left as it is.
+
+    Raises:
+        InputError: nothing is there, or nothing that can be read.
+    """
+    found: dict[str, str] = {}  # by absolute address, so that ./a and a are one file
+    for source in sources:
+        if not source:  # an unset shell variable; fsspec would take the current directory
+            raise InputError("a source is an empty string; give a path or URL")
+        if HUB.fullmatch(source):
+            found[source] = source
+            continue
+        for address, name in _expand_one(source):
+            found.setdefault(address, name)
+    return sorted(found.values())
+
+
+def _expand_one(source: str) -> Iterator[tuple[str, str]]:
+    try:
+        fs, path = url_to_fs(source)
+        paths, searched = _search(fs, path)
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such file or directory; check the path") from None
+    except Exception as error:  # each storage library has kinds of its own
+        raise InputError(f"{source}: cannot be opened ({one_line(error)})") from error
+    readable = [found for found in paths if container(found)[1] in SUFFIXES]
+    if not readable:
+        what = "matches no readable file" if searched else "is not a readable file"
+        raise InputError(f"{source}: {what}; readable are {READABLE}")
+    chained = source.partition("::")[2]
+    for found in readable:
+        if _UNSHOWN.search(found):
+            raise InputError(
+                f"{found!a}: the name is not UTF-8 or has control characters; rename it"
+            )
+        address = fs.unstrip_protocol(found) + (f"::{chained}" if chained else "")
+        if "://" in source or chained:
+            yield address, address
+        else:
+            yield address, found if Path(source).is_absolute() else os.path.relpath(found)
+
+
+def _search(fs: Any, path: str) -> tuple[list[str], bool]:
+    """Paths of files, and whether they come from a directory or glob."""
+    try:
+        kind = fs.info(path)["type"]
+    except FileNotFoundError:
+        if not has_magic(path):
+            raise
+        return [found for found in fs.glob(path) if fs.isfile(found)], True
+    if kind != "directory":
+        return [path], False
+    root = path.rstrip("/") + "/"
+    inside = [found for found in fs.find(path) if "/." not in "/" + found.removeprefix(root)]
+    return inside, True
+
+
+def describe(file: str) -> dict[str, Any]:
+    """What tells one version of a file from another, without reading all of it.
+
+    Returns:
+        `name` (without folders), `size` in bytes and `checksum`, the sha256 of the first
+        and the last MiB; for hub datasets only `name`.
+    """
+    if HUB.fullmatch(file):
+        return {"name": file}
+    try:
+        fs, path = url_to_fs(file)
+        size = fs.size(path)
+        digest = hashlib.sha256()
+        with fs.open(path, "rb") as stream:
+            digest.update(stream.read(2**20))
+            if size is not None:  # some web servers do not tell
+                stream.seek(max(0, size - 2**20))
+                digest.update(stream.read(2**20))
+    except Exception as error:  # see above
+        raise InputError(f"{file}: cannot be read ({one_line(error)}); check the path") from error
+    return {"name": path.rsplit("/", 1)[-1], "size": size, "checksum": digest.hexdigest()}
+
+
+def container(file: str) -> tuple[str, str, str]:
+    """Stem, suffix and compression of a file: `a/pool.jsonl.gz` is ("pool", ".jsonl", ".gz")."""
+    hub = HUB.fullmatch(file)
+    if hub:
+        return hub["name"].rsplit("/", 1)[-1], "", ""
+    name = file.partition("::")[0]
+    if name.startswith(("http://", "https://")):
+        name = name.partition("?")[0]
+    path, compression = PurePosixPath(name), ""
+    if path.suffix.lower() in (".gz", ".zst"):
+        path, compression = PurePosixPath(path.stem), path.suffix.lower()
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" and compression:
+        suffix = ""  # it compresses inside; wrapped once more it could not be sought in
+    return path.stem, suffix, compression
+
+
+def is_remote(file: str) -> bool:
+    """Whether a file is reached through a storage library, which raises errors of its own kinds."""
+    return "://" in file
+
+
+def one_line(error: BaseException) -> str:
+    return clip(" ".join(str(error).split()) or type(error).__name__)
+
+
+def clip(text: str, characters: int = 300) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"

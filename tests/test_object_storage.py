@@ -1,0 +1,181 @@
+"""Workspaces and pools on object storage: a real S3 server, and what it may refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import s3fs
+from object_store import BUCKET
+from pool_files import row
+
+from g2is_ray.errors import InputError, SettingError, StorageError, WorkspaceError
+from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.reading import read_examples
+from g2is_ray.sources import describe, expand
+from g2is_ray.workspace import Workspace, part_name
+
+
+@pytest.fixture
+def workspace(s3):
+    return Workspace(s3.url)
+
+
+@pytest.fixture
+def as_user(monkeypatch):
+    """Goes on with other keys."""
+
+    def become(**keys):
+        for name, value in keys.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    return become
+
+
+# What other processes write and remove
+
+
+def other_process(url):
+    """The same workspace as another process sees it: through an instance of its own."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    return Workspace(url)
+
+
+def test_what_others_write_and_remove_is_seen_at_once(workspace):
+    workspace.write_bytes("s/a", b"1")
+    assert workspace.names("s") == ["a"]
+    assert not workspace.exists("s/b")
+    other = other_process(workspace.url)
+    other.write_bytes("s/b", b"2")
+    assert workspace.exists("s/b")
+    assert workspace.names("s") == ["a", "b"]
+    other.remove("s")
+    assert not workspace.exists("s/b")
+    assert workspace.names("s") == []
+
+
+def test_the_mark_of_an_empty_folder_is_no_file(s3, workspace):
+    key = workspace.location("s/").removeprefix(f"s3://{BUCKET}/")
+    s3.client().put_object(Bucket=BUCKET, Key=key, Body=b"")
+    assert workspace.names("s") == []
+
+
+# Checking what is done
+
+
+@pytest.fixture
+def stage(workspace):
+    """A finished stage of one part."""
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    workspace.commit("gradients", part_name(0), gradient_files(0, x), {"rows": 5})
+    workspace.conclude("gradients", {"parts": 1, "rows": 5, "invalid": 0})
+    return workspace
+
+
+def test_what_is_done_is_checked_without_reading_it(s3, stage):
+    s3.requests.clear()
+    assert stage.finished("gradients")
+    read = [request for request in s3.requests if '"GET' in request]
+    assert read
+    assert not [request for request in read if ".npy" in request]
+
+
+@pytest.mark.parametrize("alter", [lambda data: data[:-1], lambda data: data[:-1] + b"x"])
+def test_a_truncated_or_altered_object_counts_as_not_done(alter, stage):
+    path = f"gradients/{part_name(0)}.npy"
+    stage.write_bytes(path, alter(stage.read_bytes(path)))
+    assert stage.finished("gradients") is None
+
+
+def test_a_workspace_copied_elsewhere_is_as_done_as_before(s3, stage, tmp_path):
+    s3fs.S3FileSystem().get(f"{s3.url}/", f"{tmp_path}/", recursive=True)
+    assert Workspace(str(tmp_path)).finished("gradients")
+
+
+def test_dimensions_are_known_without_copying_the_pool(s3, stage):
+    s3.requests.clear()
+    assert GradientSet(stage, "gradients").dimensions == 8
+    assert not [request for request in s3.requests if f"{part_name(0)}.npy" in request]
+
+
+# Refusals
+
+
+def test_a_missing_bucket_is_named(s3, refused, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool.jsonl").write_text(json.dumps(row(1)) + "\n")
+    arguments = ["ingest", "--pool", "pool.jsonl", "--model", tiny_model]
+    assert refused(*arguments, "--workspace", "s3://not-made/run") == (
+        "s3://not-made/run/workspace.json cannot be written: The specified bucket does not exist; "
+        "check the URL, the credentials and what they allow"
+    )
+
+
+def test_wrong_credentials_are_refused_in_one_sentence(s3, as_user, refused):
+    as_user(AWS_ACCESS_KEY_ID="nobody")
+    with s3.checking_access():
+        sentence = refused("status", "--workspace", s3.url)
+    assert sentence == (
+        f"{s3.url}/workspace.json cannot be read: Forbidden; check the URL, the credentials and "
+        "what they allow"
+    )
+
+
+def test_no_credentials_are_refused_in_one_sentence(s3, monkeypatch, refused):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert "workspace.json cannot be read: Unable to locate credentials; check" in refused(
+        "status", "--workspace", s3.url
+    )
+    with pytest.raises(InputError, match=r"pool\.jsonl: cannot be opened \(Unable to locate"):
+        expand([f"{s3.url}/pool.jsonl"])
+    with pytest.raises(InputError, match=r"pool\.jsonl: cannot be read \(Unable to locate"):
+        describe(f"{s3.url}/pool.jsonl")
+    with pytest.raises(InputError, match=r"pool\.jsonl: cannot be read to its end \(Unable to"):
+        list(read_examples([f"{s3.url}/pool.jsonl"]))
+
+
+def test_who_may_only_read_is_told_what_cannot_be_written_or_removed(s3, workspace, as_user):
+    workspace.write_bytes("s/a", b"1")
+    as_user(**s3.read_only_user())
+    reader = Workspace(s3.url)
+    with s3.checking_access():
+        assert reader.read_bytes("s/a") == b"1"
+        with pytest.raises(StorageError, match=r"s/a cannot be written: Access Denied"):
+            reader.write_bytes("s/a", b"2")
+        with pytest.raises(StorageError, match=r"/s cannot be removed: it is still there"):
+            reader.remove("s")
+
+
+def test_a_piece_is_not_taken_for_undone_because_the_store_refuses(s3, stage, as_user):
+    as_user(AWS_ACCESS_KEY_ID="nobody")
+    with s3.checking_access(), pytest.raises(StorageError, match="Forbidden"):
+        Workspace(s3.url).receipt("gradients", part_name(0))
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(SettingError, match=r"gs://bucket/run cannot be opened: .*gcsfs"):
+        Workspace("gs://bucket/run")
+    with pytest.raises(InputError, match=r"gs://bucket/pool\.jsonl: cannot be opened .*gcsfs"):
+        expand(["gs://bucket/pool.jsonl"])
+
+
+def test_a_missing_file_is_missing_and_not_refused(workspace):
+    with pytest.raises(WorkspaceError) as caught:
+        workspace.read_bytes("x")
+    assert not isinstance(caught.value, StorageError)
+
+
+# Pools
+
+
+def test_pools_are_read_from_a_bucket_by_glob_and_folder(s3, workspace):
+    for name in ("a", "b"):
+        workspace.write_bytes(f"pool/{name}.jsonl", json.dumps(row(1, id=name)).encode())
+    files = [f"{s3.url}/pool/{name}.jsonl" for name in ("a", "b")]
+    for source in ("pool", "pool/*.jsonl"):
+        assert expand([f"{s3.url}/{source}"]) == files
+    assert [example.id for example in read_examples(files)] == ["a", "b"]
+    assert describe(files[0])["name"] == "a.jsonl"
