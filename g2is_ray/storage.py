@@ -120,6 +120,24 @@ class Storage:
                 temporary.unlink(missing_ok=True)
                 raise
 
+    def append_bytes(self, path: str, data: bytes) -> None:
+        """Add to the end of a file, which is made if it is not there.
+
+        Object storage cannot append, so the whole file is written again.
+
+        Raises:
+            WorkspaceError: as `write_bytes`.
+        """
+        if not self.is_local:
+            earlier = self.read_bytes(path) if self.exists(path) else b""
+            self.write_bytes(path, earlier + data)
+            return
+        target = Path(self._full(path))
+        with self._explained(path, "written"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("ab") as file:
+                file.write(data)
+
     def read_json(self, path: str) -> Any:
         try:
             return json.loads(self.read_bytes(path))

@@ -173,7 +173,7 @@ def _run(command: str, given: dict[str, Any]) -> int:
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
     opened = Session(workspace, values)
-    with opened.writing() if spec.writes else opened.reading() as session:
+    with opened.writing(command) if spec.writes else opened.reading() as session:
         job(session)
     return 0
 

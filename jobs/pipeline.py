@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from g2is_ray.config import WalkSettings
 from g2is_ray.search import check_neighbors, require_faiss
@@ -26,7 +27,10 @@ def run(session: Session) -> None:
     require_faiss()
     check_folders(session)
     for stage in STAGES:
+        began = time.monotonic()
         stage(session)
+        seconds = round(time.monotonic() - began, 3)
+        session.events.tell("job_done", {"job": stage.__name__, "seconds": seconds})
         if stage is ingest:
             _check_sizes(session)
 

@@ -21,6 +21,7 @@ from g2is_ray.config import (
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.layout import targets_in
 from g2is_ray.workspace import Growth, Workspace
+from jobs.events import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Session:
 
     def __init__(self, workspace: str, given: Mapping[str, Any]) -> None:
         self.workspace = Workspace(workspace)
+        self.events = EventLog(self.workspace)
         self.given = dict(given)
         preset = self.given.pop("preset", None)
         if preset is not None and preset not in list(PRESETS):
@@ -115,9 +117,9 @@ class Session:
             yield self
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Session]:
+    def writing(self, command: str) -> Iterator[Session]:
         """As `reading`, and the only one of this machine's that writes the workspace meanwhile."""
-        with _locked(self.workspace), self.reading():
+        with _locked(self.workspace), self.events.around(command), self.reading():
             yield self
 
 
