@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +108,7 @@ class Workspace:
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
             try:
                 with temporary.open("wb") as file:
                     file.write(data)
@@ -210,6 +211,12 @@ class Workspace:
         receipt = {**facts, "files": held}
         self.write_json(f"{stage}/{name}.json", receipt)
         return receipt
+
+    def commit_once(
+        self, stage: str, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """As `commit`, but a piece that another worker has done meanwhile stays as it is."""
+        return self.receipt(stage, name) or self.commit(stage, name, files, facts)
 
     def receipt(self, stage: str, name: str = STAGE_RECEIPT) -> dict[str, Any] | None:
         """The receipt `name` if its files are all there, whole and unaltered; else None.

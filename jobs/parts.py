@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from actors.cluster import share_of_cluster
 from actors.pool import WorkerPool
+from actors.shared import SharedWorkspace
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def finish_parts(
     gpus_help: bool = True,
     tasks_per_worker: int = 1,
     affinity: Callable[[Item], Any] | None = None,
+    is_current: Callable[[Item, dict[str, Any]], bool] = lambda item, receipt: True,
 ) -> dict[Item, dict[str, Any]]:
     """Do what is not done, and return the receipts of all items.
 
@@ -35,20 +37,28 @@ def finish_parts(
         workers: how many; 0 takes one per GPU.
         gpus_help: whether the work can use a GPU at all.
         tasks_per_worker, affinity: see `WorkerPool`.
+        is_current: whether a receipt is of what the item is now.
     """
-    workspace = session.workspace
-    receipts = {}
-    for item, (stage, name) in items.items():
-        receipt = workspace.receipt(stage, name)
-        if receipt is not None:
-            receipts[item] = receipt
+
+    def written(item: Item) -> dict[str, Any] | None:
+        receipt = session.workspace.receipt(*items[item])
+        return receipt if receipt is not None and is_current(item, receipt) else None
+
+    found = {item: written(item) for item in items}
+    receipts = {item: receipt for item, receipt in found.items() if receipt is not None}
     left = [item for item in items if item not in receipts]
     if left:
         log.info("%s: %d of %d pieces to do", label, len(left), len(items))
         session.ray()
         share = share_of_cluster(session.execution, workers, gpus_help=gpus_help)
         pool = WorkerPool(
-            actor_class, arguments, share, tasks_per_worker=tasks_per_worker, affinity=affinity
+            actor_class,
+            arguments,
+            share,
+            tasks_per_worker=tasks_per_worker,
+            affinity=affinity,
+            workspace=SharedWorkspace(session.workspace.location("")),
+            written=written,
         )
         receipts.update(pool.run(left, label))
     else:
