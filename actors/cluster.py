@@ -67,6 +67,7 @@ class Share:
     workers: int
     num_cpus: int
     num_gpus: int
+    spot_patience_seconds: int = 0
 
 
 def share_of_cluster(
@@ -82,7 +83,12 @@ def share_of_cluster(
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     wanted = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus > 0)
     if wanted and gpus_help:
-        return Share(workers=workers or max(1, gpus), num_cpus=1, num_gpus=1)
+        return Share(
+            workers=workers or max(1, gpus),
+            num_cpus=1,
+            num_gpus=1,
+            spot_patience_seconds=settings.spot_patience_seconds,
+        )
     workers = workers or 1
     cpus = int(max(node.get("CPU", 1) for node in nodes))
     return Share(

@@ -22,8 +22,12 @@ class Measured:
     adapter: str = ""  # folder in the workspace
     fingerprint: str = ""  # of the stage that made the adapter
 
-    def is_done(self, receipt: dict[str, Any] | None) -> bool:
-        return receipt is not None and receipt["fingerprint"] == self.fingerprint
+    def is_done(self, receipt: dict[str, Any]) -> bool:
+        """Whether the receipt is of this adapter, not of an earlier one of the same name."""
+        return receipt["fingerprint"] == self.fingerprint
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Evaluator:

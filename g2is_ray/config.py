@@ -201,6 +201,10 @@ class ExecutionSettings:
     """What workers run on: auto takes GPUs if the cluster has any now; gpu waits for them."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Gradient and evaluation workers; 0 means one per GPU, or one where there is none."""
+    spot_patience_seconds: Annotated[int, Field(ge=0)] = 600
+    """Seconds that a GPU worker waits for a spot machine before it asks for an on-demand one, at
+    two to three times the price; 0 means for ever. Needs node types that offer the resources
+    spot and on_demand, 1 of either."""
     train_workers: Count = 1
     """Data-parallel workers of warm-up and tuning."""
     memory_bytes: Annotated[int, Field(ge=2**28)] = 4 * 2**30

@@ -118,7 +118,7 @@ class GradientWriter:
             "host": socket.gethostname(),
         }
         files = gradient_files(one.part, result.projected)
-        receipt = self._workspace.commit(one.stage, part_name(one.part), files, facts)
+        receipt = self._workspace.commit_once(one.stage, part_name(one.part), files, facts)
         refuse_invalid(one.stage, invalid, ExampleSet(self._workspace, one.examples).rows)
         return receipt
 

@@ -64,7 +64,7 @@ class GraphBuilder:
         }[task.kind](task)
         facts["seconds"] = round(facts.get("seconds", 0) + time.monotonic() - began, 3)
         named = {f"{task.piece}.{kind}.npy": array_bytes(array) for kind, array in files.items()}
-        return self._workspace.commit(self._stage, task.piece, named, facts)
+        return self._workspace.commit_once(self._stage, task.piece, named, facts)
 
     def _array(self, task: GraphTask, kind: str) -> NDArray[Any]:
         return self._workspace.read_array(f"{self._stage}/{task.piece}.{kind}.npy")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class Storage:
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
             try:
                 with temporary.open("wb") as file:
                     file.write(data)

@@ -63,6 +63,12 @@ class Workspace(Storage):
         self.write_json(f"{stage}/{name}.json", receipt)
         return receipt
 
+    def commit_once(
+        self, stage: str, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """As `commit`, but a piece that another worker has done meanwhile stays as it is."""
+        return self.receipt(stage, name) or self.commit(stage, name, files, facts)
+
     def receipt(self, stage: str, name: str = STAGE_RECEIPT) -> dict[str, Any] | None:
         """The receipt `name` if its files are all there, whole and unaltered; else None.
 

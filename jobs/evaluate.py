@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from actors.cluster import share_of_cluster
 from actors.evaluator import Evaluator, Measured
-from actors.pool import WorkerPool
 from g2is_ray.config import EvaluateSettings
 from g2is_ray.layout import BASE, score_name, variants_in
 from jobs.ingest import pool_settings
+from jobs.parts import finish_parts
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -42,22 +41,24 @@ def _evaluate(session: Session, target: str) -> None:
         )
         for variant in variants
     ]
-    left = [item for item in items if not item.is_done(workspace.receipt(stage, item.name))]
-    if left:
-        session.ray()
-        arguments = {
-            "url": workspace.location(""),
-            "target": target,
-            "model": model,
-            "evaluate": settings,
-            "execution": session.execution,
-            "max_tokens": read.max_tokens,
-        }
-        share = share_of_cluster(session.execution, session.execution.workers)
-        WorkerPool(Evaluator, arguments, share).run(left, stage)
-    else:
-        log.info("%s: already done", stage)
-    scores = {item.name: workspace.receipt(stage, item.name) or {} for item in items}
+    arguments = {
+        "url": workspace.location(""),
+        "target": target,
+        "model": model,
+        "evaluate": settings,
+        "execution": session.execution,
+        "max_tokens": read.max_tokens,
+    }
+    receipts = finish_parts(
+        session,
+        {item: (stage, item.name) for item in items},
+        stage,
+        Evaluator,
+        arguments,
+        session.execution.workers,
+        is_current=Measured.is_done,
+    )
+    scores = {item.name: receipts[item] for item in items}
     seconds = round(sum(one["seconds"] for one in scores.values()), 3)
     facts = {"models": list(scores), "seconds": seconds}
     workspace.conclude(stage, facts)

@@ -66,7 +66,8 @@ def test_two_names_of_one_workspace_are_one(ws, tmp_path):
 
 
 def test_a_workspace_that_is_not_a_folder_of_this_machine_has_no_lock():
-    with Session("memory://ws", {}).writing("test"), Session("memory://ws", {}).writing("test") as session:
+    first, second = (Session("memory://ws", {}).writing("test") for _ in range(2))
+    with first, second as session:
         assert not session.workspace.names("")
 
 
