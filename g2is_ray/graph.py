@@ -206,9 +206,8 @@ class GraphBuilder:
         own = self._array(pairs[0], "rows")
         nearest = Nearest(own, k, torch.device("cpu"))
         for pair in pairs:
-            nearest.offer_found(
-                *(torch.from_numpy(self._array(pair, kind)) for kind in ("neighbors", "cosines"))
-            )
+            found, cosines = (self._array(pair, kind) for kind in ("neighbors", "cosines"))
+            nearest.offer_found(torch.from_numpy(found), torch.from_numpy(cosines))
         small = np.int32 if self._gradients.rows < 2**31 else np.int64
         neighbors = np.full((rows, k), -1, dtype=small)
         similarities = np.zeros((rows, k), dtype=np.float32)

@@ -22,10 +22,10 @@ def sample_neighbors(
     nearest: Nearest | None = None
     for part in range(parts):
         name = f"{stage}/{GraphTask(kind='sample', part=part).piece}"
-        found = [workspace.read_array(f"{name}.{kind}.npy") for kind in ("neighbors", "cosines")]
+        rows, cosines = (workspace.read_array(f"{name}.{k}.npy") for k in ("neighbors", "cosines"))
         if nearest is None:
-            nearest = Nearest(np.full(len(found[0]), -1), found[0].shape[1], torch.device("cpu"))
-        nearest.offer_found(*map(torch.from_numpy, found))
+            nearest = Nearest(np.full(len(rows), -1), rows.shape[1], torch.device("cpu"))
+        nearest.offer_found(torch.from_numpy(rows), torch.from_numpy(cosines))
     assert nearest is not None
     return nearest.result()
 

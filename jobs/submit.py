@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from g2is_ray.errors import InputError, SettingError, WorkError
-from g2is_ray.reading import expand
+from g2is_ray.sources import expand
 
 log = logging.getLogger(__name__)
 for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
