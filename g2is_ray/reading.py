@@ -96,7 +96,7 @@ def _read(
                 example = _example(row, text, name, source_field, file, line)
             except RowError as bad:
                 text = (bad.text or text)[:_TEXT_CHARACTERS]
-                text = text.encode("utf-8", "backslashreplace").decode()
+                text = text.encode("utf-8", "backslashreplace").decode()[:_TEXT_CHARACTERS]
                 yield Rejected(file=file, line=line, reason=str(bad), text=text)
             else:
                 yield example
