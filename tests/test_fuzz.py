@@ -1,5 +1,6 @@
 """Any bytes as a pool, and any text in a report: rows, rejected rows or one sentence."""
 
+import functools
 import gzip
 import html.parser
 import json
@@ -22,23 +23,13 @@ from g2is_ray.schemas import SCHEMAS, RowError, to_messages, to_record
 quick = settings(
     derandomize=True,
     deadline=None,
-    max_examples=int(__import__("os").environ.get("N", "150")),
+    max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 COLUMNS = ["messages", "prompt", "completion", "instruction", "input", "output", "conversations"]
 KEYS = [*COLUMNS, "role", "content", "from", "value", "type", "text", "id", "source", "answer"]
-WORDS = [
-    "assistant",
-    "user",
-    "gpt",
-    "text",
-    "../../x",
-    "\x00\x1b[2J",
-    "{{ 7*7 }}",
-    "<script>",
-    "\ud800",
-]
+WORDS = ["assistant", "user", "gpt", "text", "../x", "\x00\x1b[2J", "{{ 7*7 }}", "\ud800"]
 
 texts = (
     st.text(max_size=8)
@@ -75,17 +66,11 @@ def broken(draw, data):
     return data[:start] + draw(st.binary(max_size=8)) + data[stop:]
 
 
-def line_of(row, draw):
-    return as_json(row, ensure_ascii=draw(st.booleans()))
-
-
-lines = st.lists(
-    st.builds(as_json, rows)
-    | st.builds(lambda r: as_json(r, ensure_ascii=False), rows)
-    | broken(st.builds(as_json, rows))
-    | st.binary(max_size=20),
-    max_size=6,
-).map(b"\n".join)
+escaped = st.builds(as_json, rows)
+raw = st.builds(as_json, rows, ensure_ascii=st.just(False))
+lines = st.lists(escaped | raw | broken(escaped) | st.binary(max_size=20), max_size=6).map(
+    b"\n".join
+)
 arrays = st.builds(as_json, st.lists(rows, max_size=4))
 
 
@@ -171,11 +156,8 @@ def test_any_row_has_messages_or_a_reason(row, format):
 
 
 clean_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | clean_text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(clean_text, inner, max_size=3),
-    max_leaves=8,
-)
+scalar = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | clean_text
+plain = scalar | st.lists(scalar, max_size=3) | st.dictionaries(clean_text, scalar, max_size=3)
 answered = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": clean_text.map("a".__add__)}
 )
@@ -234,13 +216,18 @@ def page_of(text):
     return render(
         run(model=text, workspace=text, pool_groups={text: 9}, settings={text: {text: text}}),
         [held],
-        some_points(20),
+        some_points(3),
     )
 
 
-@settings(quick, max_examples=int(__import__("os").environ.get("M", "40")))
+@functools.cache
+def plain_page():
+    return Page(page_of("plain"))
+
+
+@settings(quick, max_examples=20)
 @given(text=hostile)
 def test_any_text_in_a_report_stays_text(text):
     page = page_of(text)
     page.encode()
-    assert Page(page).found <= Page(page_of("plain")).found
+    assert Page(page).found <= plain_page().found

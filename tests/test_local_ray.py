@@ -27,7 +27,11 @@ with connected("local"):
     input()
 """
 
-JOIN = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+ASK = """
+import sys
+from ray._raylet import GcsClient
+print(GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, 10))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +71,38 @@ def test_the_token_is_the_users_own(local, home):
     assert (home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("mode", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "a" * 64}])
-def test_a_driver_without_the_token_cannot_join(mode, local, tmp_path):
-    join = [sys.executable, "-c", JOIN, local["gcs"]]
-    other = subprocess.run(
-        join, env=environment(tmp_path, **mode), capture_output=True, text=True, timeout=120
-    )
-    assert other.returncode != 0
-    assert "nauthenticated" in other.stderr or "token" in other.stderr
+@pytest.fixture(scope="module")
+def token(local, home):
+    return (home / ".ray" / "auth_token").read_text().strip()
 
 
-def test_the_dashboard_answers_with_the_token_alone(local, home):
+def asked(gcs, home, **variables):
+    """What a client of another home directory is told by Ray's control service."""
+    command = [sys.executable, "-c", ASK, gcs]
+    own = environment(home, **variables)
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}],
+)
+def test_a_client_without_the_token_is_refused(variables, local, tmp_path):
+    answer = asked(local["gcs"], tmp_path, **variables)
+    assert answer.returncode != 0
+    assert "RAY_AUTH_TOKEN" in answer.stderr
+
+
+def test_a_client_with_the_token_is_answered(token, local, tmp_path):
+    answer = asked(local["gcs"], tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_dashboard_answers_with_the_token_alone(local, token):
     address = f"http://{local['dashboard']}/api/jobs/"
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(address)
     assert refusal.value.code == 401
-    token = (home / ".ray" / "auth_token").read_text().strip()
     headers = {"Authorization": f"Bearer {token}"}
     with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as answer:
         assert answer.status == 200

@@ -219,7 +219,10 @@ def model_with_code(folder):
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_models_own_code_is_not_run_unless_asked_for(trusted, model_with_code, folder):
+def test_a_models_own_code_is_not_run_unless_asked_for(
+    trusted, model_with_code, folder, monkeypatch
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder / "code")
     settings = ModelSettings(model=model_with_code, trust_remote_code=trusted)
     with pytest.raises(InputError):  # it has no model in either case
         models.load_skeleton(settings)
