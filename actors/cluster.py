@@ -8,9 +8,11 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from g2is_ray.config import ExecutionSettings
 from g2is_ray.errors import WorkError
@@ -18,7 +20,7 @@ from g2is_ray.errors import WorkError
 log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
-
+_TOKEN = Path.home() / ".ray" / "auth_token"
 
 _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where processes share CPUs
@@ -51,13 +53,30 @@ def connected(address: str) -> Iterator[None]:
     else:
         options["runtime_env"] = {"env_vars": _WORKER_ENVIRONMENT}
     try:
-        ray.init(**options)
+        with _on_loopback() if address == "local" else contextlib.nullcontext():
+            ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise WorkError(f"Ray at {address} cannot be used: {error}") from None
+    if _TOKEN.is_file():  # Ray makes it readable to all users of the machine
+        _TOKEN.chmod(0o600)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray's processes listen on the loopback interface only, as they do on macOS.
+
+    Ray has no option for it: it replaces a loopback address that it is given.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from g2is_ray.errors import InputError, SettingError
@@ -16,6 +16,8 @@ Message = dict[str, str]  # {"role": ..., "content": ...}
 Span = tuple[int, int]  # characters [start, end) of the rendered conversation
 
 IGNORED = -100  # the label that Hugging Face models leave out of the loss
+_CHARACTERS = 16  # of a token; more than nearly any text has on average
+_MARGIN_TOKENS = 64  # beyond those that are kept, which are then the same as in the whole text
 
 PLAIN_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
@@ -46,7 +48,7 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]  # the token's id in assistant turns, -100 elsewhere; not shifted
-    tokens_before_truncation: int
+    tokens_before_truncation: int  # of a conversation far longer than that: more than are kept
 
     @property
     def truncated(self) -> bool:
@@ -102,17 +104,21 @@ class ChatEncoder:
                 no supervised token is left. The message does not name the row.
         """
         text = self._render(messages)
-        spans = list(self._spans(messages, text))
-        encoding = self._tokenize(text, return_offsets_mapping=True)
-        ids: list[int] = encoding["input_ids"]
-        marks = _overlaps(encoding["offset_mapping"], spans)
+        encoding = self._tokenize_start(text)
+        found = len(encoding["input_ids"])
+        ids: list[int] = encoding["input_ids"][: self.max_tokens]
+        offsets: list[Span] = encoding["offset_mapping"][: self.max_tokens]
+        end = offsets[-1][1] if offsets else 0
+        # A turn costs two renderings, so those beyond what is kept are not looked for.
+        spans = list(itertools.takewhile(lambda span: span[0] < end, self._spans(messages, text)))
+        marks = _overlaps(offsets, spans)
         labels = [token if mark else IGNORED for token, mark in zip(ids, marks, strict=True)]
         labels[:1] = [IGNORED]
-        encoded = Encoded(ids[: self.max_tokens], labels[: self.max_tokens], len(ids))
+        encoded = Encoded(ids, labels, found)
         if not encoded.supervised_tokens:
             raise InputError(
-                f"the first {len(encoded.input_ids)} of the conversation's {len(ids)} tokens hold "
-                "no assistant's text; " + ("raise max_tokens" if encoded.truncated else "add one")
+                f"the first {len(ids)} tokens of the conversation hold no assistant's text; "
+                + ("raise max_tokens" if encoded.truncated else "add one")
             )
         return encoded
 
@@ -130,6 +136,18 @@ class ChatEncoder:
         ids: list[int] = self._tokenize(self._render(before, prompt=True))["input_ids"]
         return ids[-self.max_tokens :]
 
+    def _tokenize_start(self, text: str) -> Any:
+        """Tokens of the text: all of them, or more than are kept.
+
+        A row may be a thousand times longer than what is kept of it, and its tokens take a
+        hundred times the memory of its text.
+        """
+        tokens = self.max_tokens + _MARGIN_TOKENS
+        start = self._tokenize(text[: _CHARACTERS * tokens], return_offsets_mapping=True)
+        if len(start["input_ids"]) >= tokens or len(text) <= _CHARACTERS * tokens:
+            return start
+        return self._tokenize(text, return_offsets_mapping=True)
+
     def _tokenize(self, text: str, **options: Any) -> Any:
         # The template has put in the special tokens; `verbose` would warn of every long row.
         return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
@@ -141,8 +159,8 @@ class ChatEncoder:
             text: str = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=prompt
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # a template is a program, and may fail in any way
+            reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"the model's chat template rejects the conversation ({reason})"
             ) from error

@@ -25,9 +25,12 @@ from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ReadSettings
 from g2is_ray.errors import InputError, WorkspaceError
 from g2is_ray.reading import Example, Rejected, read_examples
+from g2is_ray.sources import clip
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace, part_name
 
 log = logging.getLogger(__name__)
+
+_MANY_REJECTED = 10_000  # of a part, which is in memory; and enough to judge a pool by
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 SCHEMA = pa.schema(
@@ -112,7 +115,8 @@ class _Ids:
                 if own == place
                 else "give every row an id of its own, or none"
             )
-            raise InputError(f"{place}: id {own!r} was already used at {first}; {remedy}") from None
+            shown = clip(repr(own), 100)
+            raise InputError(f"{place}: id {shown} was already used at {first}; {remedy}") from None
         except sqlite3.OperationalError as error:
             raise WorkspaceError(
                 f"{tempfile.gettempdir()} cannot hold the list of ids: {error}; free some space, "
@@ -176,6 +180,8 @@ def write_examples(
                 break
             receipts.append(receipt)
             log.info("%s: %d rows read", folder, sum(r["rows"] for r in receipts))
+            if _too_many(receipts, settings, at_least=_MANY_REJECTED):
+                break
         ids.close()
     _refuse_rejected(workspace, folder, files, first, receipts, settings)
     seconds = time.monotonic() - began
@@ -244,7 +250,7 @@ def _write_part(
                         file=item.file, line=item.line, reason=str(error), text=item.record[:2000]
                     )
                 )
-        if len(rows) == part_rows:
+        if len(rows) == part_rows or len(rejected) == _MANY_REJECTED:
             break
     if not rows and not rejected:
         return None
@@ -287,6 +293,14 @@ def _rejected_line(one: Rejected) -> bytes:
     return (json.dumps(fields) + "\n").encode()
 
 
+def _too_many(
+    receipts: Sequence[dict[str, Any]], settings: ReadSettings, *, at_least: int = 1
+) -> bool:
+    """Whether more rows of these parts were rejected than is put up with."""
+    items, rejected = (sum(r[key] for r in receipts) for key in ("items", "rejected"))
+    return rejected >= at_least and rejected > settings.max_rejected * items
+
+
 def _refuse_rejected(
     workspace: Workspace,
     folder: str,
@@ -303,7 +317,7 @@ def _refuse_rejected(
     one = json.loads(lines.splitlines()[0])
     reason = f"{one['file']}:{one['line']}: {one['reason']}"
     log.warning("%s: %d rows set aside, first %s", folder, rejected, reason)
-    if not rows or rejected > settings.max_rejected * items:
+    if not rows or _too_many(receipts, settings):
         # A finished set's own rejected.jsonl belongs to its receipt.
         where = f"{folder}/{'append-' if first else ''}rejected.jsonl"
         workspace.write_bytes(where, lines)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
@@ -26,7 +27,7 @@ from g2is_ray.schemas import MAX_ROW_BYTES, RowError
 from g2is_ray.sources import HUB, READABLE, SUFFIXES, clip, container, is_remote, one_line
 
 _TEXT_CHARACTERS = 2000
-_BATCH_ROWS = 256
+_BATCH_ROWS, _BATCH_BYTES = 256, 64 * 2**20
 _WINDOW = 2**20  # characters of a JSON array taken at a time
 _BLANK = re.compile(r"[ \t\r\n]*")
 # Lets raw control characters in strings pass, and reads Python's NaN and Infinity as null.
@@ -96,7 +97,7 @@ def _read(
                 example = _example(row, text, name, source_field, file, line)
             except RowError as bad:
                 text = (bad.text or text)[:_TEXT_CHARACTERS]
-                text = text.encode("utf-8", "backslashreplace").decode()
+                text = text.encode("utf-8", "backslashreplace").decode()[:_TEXT_CHARACTERS]
                 yield Rejected(file=file, line=line, reason=str(bad), text=text)
             else:
                 yield example
@@ -272,21 +273,56 @@ def _blank(window: str, at: int) -> int:
 
 def _parquet_rows(raw: Any) -> _Rows:
     number = 0
-    # Without pre-buffering, a large row group is not held as a whole.
-    table = pq.ParquetFile(raw, pre_buffer=False, buffer_size=2**20)
+    metadata = pq.read_metadata(raw)
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    texts = [c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.scale < 0]
+    # Without pre-buffering, a large row group is not held as a whole. Texts stay in the file's
+    # dictionaries, since a file of kilobytes may have one of gigabytes in every row.
+    table = pq.ParquetFile(
+        raw, metadata=metadata, pre_buffer=False, buffer_size=2**20, read_dictionary=texts
+    )
     for batch in table.iter_batches(_BATCH_ROWS):
         for row in _batch_rows(batch):
             number += 1
             yield number, row
 
 
-def _batch_rows(batch: pa.RecordBatch) -> list[Any]:
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [RowError(f"a text is not UTF-8 ({one_line(error)})")]
-        return [row for i in range(batch.num_rows) for row in _batch_rows(batch.slice(i, 1))]
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[Any]:
+    size = sum(map(_decoded_bytes, batch.columns))
+    if batch.num_rows == 1 and size > MAX_ROW_BYTES:
+        yield RowError(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB")
+        return
+    if size <= _BATCH_BYTES:
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError as error:
+            if batch.num_rows == 1:
+                yield RowError(f"a text is not UTF-8 ({one_line(error)})")
+                return
+        else:
+            return
+    half = batch.num_rows // 2
+    yield from _batch_rows(batch.slice(0, half))
+    yield from _batch_rows(batch.slice(half))
+
+
+def _decoded_bytes(array: Any) -> int:
+    """Bytes of an array, where a text in its dictionary counts as often as it is used."""
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.take(pc.binary_length(array.dictionary), array.indices)
+        return pc.sum(lengths).as_py() or 0
+    if pa.types.is_struct(array.type):
+        return sum(map(_decoded_bytes, array.flatten()))
+    if pa.types.is_map(array.type):
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        parts = (array.keys, array.items)
+        return sum(_decoded_bytes(part.slice(first, last - first)) for part in parts)
+    if any(is_kind(array.type) for is_kind in _LISTS):
+        return _decoded_bytes(array.flatten())
+    return int(array.nbytes)
+
+
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def _hub_rows(file: str) -> _Rows:

@@ -21,7 +21,7 @@ from g2is_ray.errors import SettingError
 Message = dict[str, str]  # {"role": ..., "content": ...}
 Row = Mapping[str, Any]
 
-MAX_ROW_BYTES = 16 * 2**20  # far beyond any example; a longer row is a broken file
+MAX_ROW_BYTES = 4 * 2**20  # about a million tokens; a longer row is a broken file
 
 _SHAREGPT_ROLES = {
     "human": "user",

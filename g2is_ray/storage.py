@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow.fs
+from numpy.lib.format import open_memmap, read_array
 from numpy.typing import NDArray
 
 from g2is_ray import scratch
@@ -149,8 +150,8 @@ class Storage:
         self.write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read_array(self, path: str) -> NDArray[Any]:
-        try:
-            return np.load(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
+        try:  # not np.load, which takes archives too
+            return read_array(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
         except (ValueError, EOFError):
             raise self.damaged(path) from None
 
@@ -206,7 +207,7 @@ class Storage:
 
     def _mapped(self, path: str, file: Path) -> NDArray[Any]:
         try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
+            return open_memmap(str(file), mode="r")
         except (ValueError, EOFError):
             raise self.damaged(path) from None
 

@@ -122,25 +122,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     command, debug = given.pop("command"), given.pop("debug")
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logging.DEBUG if debug else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     _quiet_libraries(debug)
     try:
         return _run(command, given)
     except G2isError as error:
         if debug:
             raise
-        sentence = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))  # may quote any file
-        print(f"g2is: error: {sentence}", file=sys.stderr)
+        print(f"g2is: error: {_printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("g2is: interrupted; give the same command again to go on", file=sys.stderr)
         return 130
+
+
+class _Formatter(logging.Formatter):
+    """Log lines that may quote any file."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own name
+        return _printable(super().formatMessage(record))
+
+
+def _printable(text: str) -> str:
+    """Text on one line, without what a terminal would obey: control characters and the like."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+", " ", text)
 
 
 def _quiet_libraries(debug: bool) -> None:

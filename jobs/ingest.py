@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -132,9 +133,16 @@ def _log_rows(stage: str, receipt: dict[str, Any]) -> None:
     )
 
 
+@functools.cache  # once
+def _warn_of_code(model: str) -> None:
+    log.warning("model %s: Python code that comes with it will be run (trust_remote_code)", model)
+
+
 def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSettings]:
     """Model, reading and seed settings in force, as the pool was read with."""
     model = session.settings(ModelSettings, "pool")
+    if model.trust_remote_code:
+        _warn_of_code(model.model)
     if Path(model.model).is_dir():  # workers run in another folder
         model = dataclasses.replace(model, model=str(Path(model.model).resolve()))
     return (

@@ -243,13 +243,38 @@ def test_a_long_conversation_is_cut_on_the_right():
     assert not whole.truncated
 
 
+@pytest.mark.parametrize("filler", ["yes ", "\n", "x", " " * 40, "é🙂"])
+def test_a_very_long_conversation_is_encoded_as_its_start(filler, monkeypatch):
+    """Of which no more is tokenized than is kept, with a margin."""
+    messages = [*conversation("a", filler * 9000), *conversation("b", "no")]
+    whole = encoder_for(CHATML, max_tokens=80).encode(messages)
+    monkeypatch.setattr("g2is_ray.chat._CHARACTERS", 10**9)
+    assert whole.input_ids == encoder_for(CHATML, max_tokens=80).encode(messages).input_ids
+    assert whole.truncated
+
+
+def test_turns_beyond_what_is_kept_are_not_looked_for(monkeypatch):
+    encoder = encoder_for(CHATML, max_tokens=80)
+    rendered = []
+    render = encoder.tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        encoder.tokenizer,
+        "apply_chat_template",
+        lambda *arguments, **options: rendered.append(1) or render(*arguments, **options),
+    )
+    encoder.encode(conversation(*["a", "yes"] * 1000))
+    assert len(rendered) < 100
+
+
 def test_supervised_tokens_counts_the_labels_that_enter_the_loss():
     encoded = encoder_for(CHATML).encode(conversation("a", "yes"))
     assert encoded.supervised_tokens == len([x for x in encoded.labels if x != IGNORED]) > 1
 
 
 def test_a_conversation_cut_before_its_answer_is_refused():
-    with pytest.raises(InputError, match=r"first 30 of the conversation's .* raise max_tokens"):
+    with pytest.raises(
+        InputError, match=r"first 30 tokens of the conversation hold .* raise max_tokens"
+    ):
         encoder_for(CHATML, max_tokens=30).encode(conversation("a" * 100, "yes"))
 
 

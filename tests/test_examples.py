@@ -108,6 +108,14 @@ def test_more_than_one_percent_of_bad_rows_stops_by_default(bad, stops, ingest):
     assert ingest(file, max_rejected=0.5)["rows"] == 99
 
 
+def test_a_pool_of_bad_rows_is_not_read_to_its_end(ingest, monkeypatch):
+    monkeypatch.setattr("g2is_ray.examples._MANY_REJECTED", 10)
+    with pytest.raises(InputError, match=r"^pool\.jsonl: 10 of 11 rows cannot be used"):
+        ingest(write("pool.jsonl", row(0), *["{oops"] * 1000))
+    file = write("other.jsonl", *(row(i) for i in range(24)), *["{oops"] * 11)
+    assert ingest(file, "other", max_rejected=0.5)["rejected"] == 11
+
+
 def test_max_rejected_of_one_does_not_accept_a_pool_of_nothing(ingest):
     with pytest.raises(InputError, match="3 of 3 rows cannot be used, so nothing is left"):
         ingest(write("pool.jsonl", *["{oops"] * 3), max_rejected=1)

@@ -1,0 +1,133 @@
+"""The main job with pool, targets and workspace on an S3 server, killed and started again."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from object_store import BUCKET, serving
+from test_pipeline import DATA, ROOT, SETTINGS, environment, head
+
+from g2is_ray.checkpoints import file_names
+from g2is_ray.workspace import Workspace
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FILES = {"pool": 36, "target-gsm8k-val": 8, "target-gsm8k-test": 6}
+URL = f"s3://{BUCKET}/runs/first"
+
+
+@pytest.fixture(scope="module")
+def store():
+    with serving() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture(scope="module")
+def inputs(store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The input files in a folder, and in the bucket."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "run.yaml").write_text(SETTINGS.replace("[random, paper]", "[]"))
+    for name, rows in FILES.items():
+        file = head(DATA / f"{name}.jsonl", rows, folder / f"{name}.jsonl")
+        store.client().upload_file(str(file), BUCKET, f"data/{file.name}")
+    more = (DATA / "pool.jsonl").read_bytes().splitlines(keepends=True)[36:46]
+    store.client().put_object(Bucket=BUCKET, Key="data/more.jsonl", Body=b"".join(more))
+    return folder
+
+
+def command(inputs: Path, where: str, workspace: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jobs.cli", "run"),
+        *("--config", str(inputs / "run.yaml"), "--workspace", workspace),
+        *("--pool", f"{where}/pool.jsonl", "--target", f"gsm8k={where}/target-gsm8k-val.jsonl"),
+        *("--test", f"gsm8k={where}/target-gsm8k-test.jsonl", *more),
+    ]
+
+
+def run(arguments: list[str]) -> str:
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def on_disk(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = tmp_path_factory.mktemp("on-disk")
+    run(command(inputs, str(inputs), str(workspace)))
+    return Workspace(str(workspace))
+
+
+@pytest.fixture(scope="module")
+def on_s3(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Killed in the warm-up, when training has left a checkpoint to go on from; then finished."""
+    workspace = Workspace(URL)
+    arguments = command(inputs, f"s3://{BUCKET}/data", URL)
+    log = (tmp_path_factory.mktemp("logs") / "log").open("w+")
+    driver = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    while driver.poll() is None:
+        if any(name.startswith("checkpoint_") for name in workspace.names("checkpoints/warmup")):
+            break
+        time.sleep(0.05)
+    assert driver.poll() is None, Path(log.name).read_text()[-4000:]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    run(arguments)
+    return workspace
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"warmup/{name}" for number in (1, 2) for name in file_names(number)),
+        *(f"gradients/part-{part:05d}.npy" for part in range(3)),
+        *(f"graph/centered/part-{part:05d}.neighbors.npy" for part in range(3)),
+        "selections/gsm8k/selection.jsonl",
+        "selections/gsm8k/selected.jsonl",
+        "tuned/gsm8k/adapter/adapter_model.safetensors",
+    ],
+)
+def test_what_is_made_there_is_what_is_made_on_disk(
+    file: str, on_s3: Workspace, on_disk: Workspace
+) -> None:
+    assert on_s3.read_bytes(file) == on_disk.read_bytes(file)
+
+
+def test_scores_are_those_of_a_run_on_disk(on_s3: Workspace, on_disk: Workspace) -> None:
+    for name in ("base", "selection"):
+        there, here = (w.read_json(f"evaluations/gsm8k/{name}.json") for w in (on_s3, on_disk))
+        assert there["loss"] == here["loss"]
+
+
+def test_training_leaves_no_checkpoints(on_s3: Workspace) -> None:
+    assert on_s3.names("checkpoints") == []
+
+
+def test_the_same_command_again_does_nothing(inputs: Path, on_s3: Workspace, store) -> None:
+    store.requests.clear()
+    log = run(command(inputs, f"s3://{BUCKET}/data", URL))
+    assert "Ray" not in log
+    assert not [request for request in store.requests if '"PUT' in request]
+
+
+def test_status_reads_it_from_anywhere(on_s3: Workspace) -> None:
+    log = run([sys.executable, "-m", "jobs.cli", "status", "--workspace", URL])
+    assert "gradients                       3/3  done, 35 rows" in log
+    assert "to do" not in log
+
+
+def test_a_pool_grows_there_too(inputs: Path, on_s3: Workspace) -> None:
+    before = on_s3.read_bytes("gradients/part-00002.npy")
+    more = f"s3://{BUCKET}/data/more.jsonl"
+    run(command(inputs, f"s3://{BUCKET}/data", URL, "--append", more))
+    pool = on_s3.require("pool", "ingest")["rows"]
+    assert pool > 36
+    assert on_s3.require_current("selections/gsm8k", "select")["selected"] == int(pool * 0.2)
+    assert on_s3.read_bytes("gradients/part-00002.npy") == before
+    assert b"gsm8k" in on_s3.read_bytes("report.html")
