@@ -174,10 +174,9 @@ def _run(command: str, given: dict[str, Any]) -> int:
         return submit(workspace, values, wait=wait)
     from jobs.session import Session
 
-    spec = COMMANDS[command]
-
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
         raise InputError(f"{workspace} is not a workspace; `g2is ingest` or `g2is run` makes one")
+    spec = COMMANDS[command]
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
     opened = Session(workspace, values)
