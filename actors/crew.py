@@ -129,9 +129,7 @@ class Crew:
     def _lost_before_it_was_there(self, worker: Worker, error: RayError) -> None:
         self.dismiss(worker)
         self._failed_starts += 1
-        self._tell(
-            "worker_lost", worker=worker.number, host="its way", items=[], reason=reason(error)
-        )
+        self._tell("worker_never_ready", worker=worker.number, reason=reason(error))
         if self._failed_starts > _STARTS * self._share.workers:
             raise WorkError(
                 f"{self._failed_starts} workers in a row died before they were ready, the last "

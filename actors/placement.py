@@ -40,17 +40,16 @@ def is_there(node_id: str) -> bool:
 def missing_markets() -> set[str]:
     """Markets that the cluster is known not to offer; a set to add to.
 
-    Asking takes an autoscaler some seconds, so the answer is remembered. Without an autoscaler
-    that would answer, only nodes that are there count.
+    Without an autoscaler that says what it cannot bring, only nodes that are there count. With
+    one, what it said is remembered, because it takes some seconds to answer.
     """
-    missing = _missing_by_cluster(_gcs().address)
-    if not _names_refusals():
-        missing |= {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
-    return missing
+    if _names_refusals():
+        return _refused_by(_gcs().address)
+    return {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
 
 
 @functools.cache
-def _missing_by_cluster(address: str) -> set[str]:
+def _refused_by(address: str) -> set[str]:
     return set()
 
 
