@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from actors import placement
 from actors.cluster import Share
 from actors.placement import ON_DEMAND, SPOT
 from actors.shared import SharedWorkspace
 from g2is_ray.errors import G2isError, WorkError
-
-log = logging.getLogger(__name__)
 
 _LITTLE = 0.001  # of a custom resource: any number of workers may share a node's 1
 _STARTS = 10  # per worker, that may fail before any worker is there
@@ -115,7 +112,8 @@ class Crew:
                 raise error.cause from None
             raise WorkError(f"workers cannot start: {reason(error)}") from error
         except RayError as error:
-            if not isinstance(error, RayActorError) or error.actor_init_failed:
+            hopeless = isinstance(error, RuntimeEnvSetupError)
+            if hopeless or getattr(error, "actor_init_failed", False):  # as it would be every time
                 raise WorkError(f"workers cannot start: {reason(error)}") from error
             self._lost_before_it_was_there(worker, error)
             return
@@ -208,15 +206,7 @@ def _hello(actor: Any, workspace: SharedWorkspace | None) -> tuple[str, str, str
 
 def reason(error: BaseException) -> str:
     """The line of an error that says most, of Ray's many."""
-    if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
-        cause = getattr(error, "cause", None)
-        if cause is not None:
-            return _first_line(cause)
-        return str(error).strip().splitlines()[-1]
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        return next(iter(str(error.cause).strip().splitlines()), type(error.cause).__name__)
     lines = [line for line in str(error).splitlines() if line and not line.startswith("\t")]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -27,6 +27,12 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 
 PATIENCE_SECONDS = 120
 HEAD = "ray.head.default"
+NOTHING = [
+    "initialization_commands",
+    "cluster_synced_files",
+    *(f"{which}setup_commands" for which in ("", "head_", "worker_")),
+    *(f"{which}_start_ray_commands" for which in ("head", "worker")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,8 @@ class Cloud:
                 "folder": str(self.folder),
             },
             "auth": {},
+            "file_mounts": {},
+            **{name: [] for name in NOTHING},
             "available_node_types": {
                 HEAD: head,
                 "gpu_spot": machine("spot"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray.cloudpickle
-from ray_nodes import actors_of, lose, start_cluster
+from ray_nodes import actors_of, kill_with_children, lose, start_cluster
 from small_run import STAGES, Events, arrays, command, make_ready
 
 from actors import pool, worklist
@@ -251,3 +251,26 @@ def test_one_two_and_four_workers_give_the_same_graph(cluster, undisturbed, work
         ws = workspace("graph")
         g2is(*command("graph", ws, cluster.address, workers=workers))
         assert arrays(ws, "graph") == arrays(undisturbed, "graph")
+
+
+def test_a_node_that_does_not_see_the_workspace_is_named(cluster, workspace, refused):
+    ws = workspace("gradients")
+    if os.geteuid() != 0:
+        pytest.skip("only root can hide a folder from a node")
+    ray_start = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=5"]
+    hidden = f'mount -t tmpfs tmpfs {ws.parent} && exec "$@"'
+    node = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", hidden, "sh", *ray_start, f"--address={cluster.address}"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with connected(cluster.address):
+            while ray.cluster_resources()["CPU"] < 2 * 2 + 5:
+                assert node.poll() is None
+                time.sleep(0.1)
+        sentence = refused(*command("gradients", ws, cluster.address, workers=1))
+    finally:
+        kill_with_children(node.pid)
+        node.wait()
+    assert sentence.startswith("node ")
+    assert f"does not see the workspace {ws}: put the workspace where every node " in sentence
