@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import RayError, RayTaskError, RpcError, RuntimeEnvSetupError
 
 from actors import placement
 from actors.cluster import Share
@@ -157,6 +158,10 @@ class Crew:
         if not self.pending or now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
+        with contextlib.suppress(RpcError):  # Ray's head is busy: another look will do
+            self._look(now)
+
+    def _look(self, now: float) -> None:
         self._lose_patience(now)
         for market in {worker.market for worker in self.pending}:
             request = self._request(market)
@@ -174,8 +179,9 @@ class Crew:
         if not patience or ON_DEMAND in self._missing:
             return
         late = [w for w in self.pending if w.market == SPOT and now - w.asked >= patience]
-        if late:
-            self._tell("on_demand", workers=len(late), seconds=patience)
+        if not late or placement.machines_on_their_way():  # it may take long to set one up
+            return
+        self._tell("on_demand", workers=len(late), seconds=patience)
         for worker in late:
             self.dismiss(worker)
             self._ask(ON_DEMAND)

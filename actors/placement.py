@@ -77,6 +77,13 @@ def may_come(request: Request) -> bool:
     return not asked or sum(_is(request, one) for one in refused) < asked
 
 
+def machines_on_their_way() -> int:
+    """Machines that the autoscaler has got and that have not joined yet, as far as it says."""
+    if not is_autoscaler_v2(fetch_from_server=True):
+        return 0
+    return len(_status().autoscaling_state.pending_instances)
+
+
 def failed_launches() -> list[str]:
     """What the autoscaler could not launch lately, and why; nothing where it does not say."""
     if not is_autoscaler_v2(fetch_from_server=True):
