@@ -57,8 +57,9 @@ def connected(address: str) -> Iterator[None]:
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise WorkError(f"Ray at {address} cannot be used: {error}") from None
-    if _TOKEN.is_file():  # Ray makes it readable to all users of the machine
-        _TOKEN.chmod(0o600)
+    if address == "local":
+        with contextlib.suppress(OSError):  # Ray makes it readable to all users of the machine
+            _TOKEN.chmod(0o600)
     try:
         yield
     finally:

@@ -21,6 +21,10 @@ class WorkspaceError(G2isError):
     """The workspace holds other settings, lacks an earlier stage, or cannot be written."""
 
 
+class MissingError(WorkspaceError):
+    """A file of the workspace is not there."""
+
+
 class StorageError(WorkspaceError):
     """A remote workspace cannot be reached or refuses access, so what it holds is not known."""
 

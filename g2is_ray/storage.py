@@ -20,7 +20,7 @@ from numpy.lib.format import open_memmap, read_array
 from numpy.typing import NDArray
 
 from g2is_ray import scratch
-from g2is_ray.errors import SettingError, StorageError, WorkspaceError
+from g2is_ray.errors import MissingError, SettingError, StorageError, WorkspaceError
 
 _copies: dict[str, NDArray[Any]] = {}  # mapped from scratch in this process, by SHA-256
 
@@ -66,14 +66,14 @@ class Storage:
         except Exception as error:  # each library has kinds of its own, such as botocore's
             number = getattr(error, "errno", None)
             if isinstance(error, FileNotFoundError) and done == "read":
-                raise WorkspaceError(f"{where} is missing") from None
+                raise MissingError(f"{where} is missing") from None
             if number in (errno.ENOSPC, errno.EDQUOT):
                 doing = "writing" if done == "written" else "copying"
                 raise WorkspaceError(
                     f"the disk is full, {doing} {where}: free some space and give the same "
                     "command again; what is finished is kept"
                 ) from None
-            why = " ".join(str(getattr(error, "strerror", None) or error).split())
+            why = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
             sentence = f"{where} cannot be {done}: {why or type(error).__name__}"
             if not self.is_local:
                 raise StorageError(
@@ -93,7 +93,8 @@ class Storage:
         """Content of a file.
 
         Raises:
-            WorkspaceError: there is no such file, or it cannot be read.
+            MissingError: there is no such file.
+            WorkspaceError: it cannot be read.
         """
         with self._explained(path, "read"):
             return bytes(self._fs.cat_file(self._full(path)))

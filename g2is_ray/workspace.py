@@ -8,12 +8,13 @@ holding the checksums of its files; a piece without a valid receipt is not done.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from g2is_ray.errors import StorageError, WorkspaceError
+from g2is_ray.errors import MissingError, StorageError, WorkspaceError
 from g2is_ray.records import (
     Record,
     grown_inputs,
@@ -123,8 +124,10 @@ class Workspace(Storage):
         """Say that all pieces of `stage` are done, unless the same is said already."""
         path = f"{stage}/{STAGE_RECEIPT}.json"
         receipt = {**facts, "files": {}}
-        if not self.exists(path) or self.read_json(path) != receipt:
-            self.write_json(path, receipt)
+        with contextlib.suppress(MissingError):
+            if self.read_json(path) == receipt:
+                return
+        self.write_json(path, receipt)
 
     def require(self, stage: str, command: str) -> dict[str, Any]:
         """The receipt of a finished stage, without checking its files again.
@@ -132,12 +135,13 @@ class Workspace(Storage):
         Raises:
             WorkspaceError: the stage is not finished; names the `command` that does it.
         """
-        if not self.exists(f"{stage}/{STAGE_RECEIPT}.json"):
+        try:
+            return self.read_json(f"{stage}/{STAGE_RECEIPT}.json")
+        except MissingError:
             raise WorkspaceError(
                 f"{self.url} has no finished {stage} yet; run `g2is {command} --workspace "
                 f"{self.url}` first"
-            )
-        return self.read_json(f"{stage}/{STAGE_RECEIPT}.json")
+            ) from None
 
     def require_current(self, stage: str, command: str) -> dict[str, Any]:
         """As `require`, of a stage that is of all that its inputs hold by now.
@@ -157,10 +161,12 @@ class Workspace(Storage):
     # ---- stage records ---------------------------------------------------------
 
     def _index(self) -> dict[str, Any]:
-        if not self.exists(_INDEX):
-            return {"format": FORMAT, "stages": {}}
         try:
             index = self.read_json(_INDEX)
+        except MissingError:
+            return {"format": FORMAT, "stages": {}}
+        except StorageError:
+            raise
         except WorkspaceError:
             raise WorkspaceError(
                 f"{self.location(_INDEX)} is damaged, so it does not say what made the rest: "

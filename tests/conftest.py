@@ -43,7 +43,7 @@ def s3(_s3_server: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> "ObjectSto
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # an instance keeps the keys it was made with
     _s3_server.requests.clear()
-    _s3_server.url = f"s3://bucket/{uuid.uuid4().hex}"
+    _s3_server.url = f"s3://bucket/{uuid.uuid4().hex}"  # where nothing is yet
     return _s3_server
 
 

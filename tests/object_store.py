@@ -22,6 +22,7 @@ class ObjectStore(logging.Handler):
         self.address = address
         self.environment = {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1", **KEYS}
         self.requests: list[str] = []
+        self.url = f"s3://{BUCKET}/run"  # an empty place; another for each test
 
     def emit(self, record: logging.LogRecord) -> None:
         self.requests.append(record.getMessage())

@@ -8,7 +8,13 @@ import s3fs
 from object_store import BUCKET
 from pool_files import row
 
-from g2is_ray.errors import InputError, SettingError, StorageError, WorkspaceError
+from g2is_ray.errors import (
+    InputError,
+    MissingError,
+    SettingError,
+    StorageError,
+    WorkspaceError,
+)
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.reading import read_examples
 from g2is_ray.sources import describe, expand
@@ -165,7 +171,7 @@ def test_a_missing_package_is_named():
 def test_a_missing_file_is_missing_and_not_refused(workspace):
     with pytest.raises(WorkspaceError) as caught:
         workspace.read_bytes("x")
-    assert not isinstance(caught.value, StorageError)
+    assert isinstance(caught.value, MissingError)
 
 
 # Pools
