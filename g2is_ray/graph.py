@@ -34,6 +34,7 @@ from g2is_ray.storage import array_bytes
 from g2is_ray.workspace import Workspace
 
 _TRAINING_ROWS = 32  # per list
+_TRAINING_BYTES = 2**30  # of folded rows, at most
 
 Pieces = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays by kind, and facts for the receipt."""
@@ -80,7 +81,9 @@ class GraphBuilder:
 
     def _train(self, task: GraphTask) -> Pieces:
         valid = self._gradients.valid_rows()
-        count = min(len(valid), _TRAINING_ROWS * self._plan.lists)
+        width = fold(self._take(valid[:1])).shape[1]
+        most = _TRAINING_BYTES // (4 * width)
+        count = min(len(valid), _TRAINING_ROWS * self._plan.lists, most)
         rows = np.sort(np.random.default_rng(1).choice(valid, size=count, replace=False))
         lists = Lists.train(self._folded(rows), min(self._plan.lists, count), self._device)
         return {"centroids": lists.centroids}, {"rows": count}

@@ -172,13 +172,33 @@ def read_plan(workspace: Workspace, stage: str) -> GraphPlan | None:
     return GraphPlan(**{name: receipt[name] for name in GraphPlan.__dataclass_fields__})
 
 
+def exact_instead(
+    workspace: Workspace, stage: str, plan: GraphPlan, gradients: GradientSet
+) -> GraphPlan:
+    """The plan to compare all rows after all, written."""
+    exact = dataclasses.replace(plan, search="exact", lists=0)
+    write_plan(workspace, stage, exact, gradients)
+    return exact
+
+
 def steps(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
     """Tasks in order of work; those of one list may be done by any workers at once."""
+    yield from preparation(plan, parts)
+    yield from comparison(plan, parts)
+
+
+def preparation(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
+    """Tasks after which it is known how many lists must be probed."""
     if plan.sample is not None:
         yield [GraphTask(kind="sample", part=part) for part in range(parts)]
     if plan.search == "ivf":
         yield [GraphTask(kind="train")]
         yield [GraphTask(kind="tune")]
+
+
+def comparison(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
+    """Tasks that compare rows and write the graph."""
+    if plan.search == "ivf":
         yield [GraphTask(kind="assign", part=part) for part in range(parts)]
     yield [
         GraphTask(kind="pair", part=part, group=group)

@@ -19,7 +19,7 @@ from g2is_ray.errors import SettingError
 
 _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
 _TILE = 4096  # rows of a tile's side, as many as a part has by default
-_FOLDED = 512  # dimensions that lists are told apart in
+_FOLDED = 512  # dimensions that lists are told apart in, or a quarter of all if that is more
 _QUERIES = 1024  # of a tile that are compared at once; memory is 4 x this x tile bytes
 _ALL = slice(None)
 _CELLS = 2**22  # cosines that are held at once while lists are searched
@@ -179,8 +179,8 @@ def knn_graph(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 class Lists:
     """Rows grouped by FAISS's k-means, so that a row need only be compared with lists near it.
 
-    Lists are told apart in the few hundred dimensions that rows are folded to (`fold`), where
-    that costs little; how much of the exact graph is found through them is measured.
+    Lists are told apart in the fewer dimensions that rows are folded to (`fold`), where that
+    costs little; how much of the exact graph is found through them is measured.
     """
 
     def __init__(self, centroids: NDArray[np.float32], device: torch.device) -> None:
@@ -212,11 +212,11 @@ class Lists:
 
 
 def fold(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows [n, d] in at most 512 dimensions: a CountSketch of what they are.
+    """Rows [n, d] in fewer dimensions: a CountSketch of what they are.
 
-    Dimensions that are equal modulo 512 are added up, each with a random sign.
+    Dimensions that are equal modulo their number are added up, each with a random sign.
     """
-    count = min(_FOLDED, x.shape[1])
+    count = min(max(_FOLDED, x.shape[1] // 4), x.shape[1])
     signs = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.float32), x.shape[1])
     out = np.zeros((len(x), count), dtype=np.float32)
     for start in range(0, x.shape[1], count):

@@ -17,11 +17,13 @@ from g2is_ray.graph import faiss_index
 from g2is_ray.graph_plan import (
     GraphPlan,
     GraphTask,
+    comparison,
+    exact_instead,
     extend_plan,
     make_plan,
     merges,
+    preparation,
     read_plan,
-    steps,
     write_plan,
 )
 from g2is_ray.layout import graph_stage
@@ -31,6 +33,8 @@ from jobs.parts import finish_parts
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
+
+_WORTHWHILE = 0.5  # share of all lists; probing more takes longer than comparing all rows
 
 
 def graph_settings(session: Session, target: str = "") -> GraphSettings:
@@ -65,12 +69,12 @@ def _write(session: Session, settings: GraphSettings) -> None:
     elif plan.parts < gradients.parts:
         plan = _extend(session, stage, plan, gradients)
     last = merges(gradients.parts)
-    done = all(workspace.receipt(stage, task.piece) for task in last)
-    for tasks in [last] if done else steps(plan, gradients.parts):
-        receipts = _do(session, stage, settings, tasks)
-        if tasks[0].kind == "tune":
-            (tuned,) = receipts
-            log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
+    if all(workspace.receipt(stage, task.piece) for task in last):
+        receipts = _do(session, stage, settings, last)
+    else:
+        plan = _prepare(session, stage, settings, plan, gradients)
+        for tasks in comparison(plan, gradients.parts):
+            receipts = _do(session, stage, settings, tasks)
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
         "rows": gradients.rows,
@@ -126,6 +130,21 @@ def _extend(session: Session, stage: str, plan: GraphPlan, gradients: GradientSe
         session.execution.memory_bytes,
         _device(session),
     )
+
+
+def _prepare(
+    session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, gradients: GradientSet
+) -> GraphPlan:
+    """Find out how many lists must be probed; with `auto`, give lists up if it is too many."""
+    for tasks in preparation(plan, gradients.parts):
+        receipts = _do(session, stage, settings, tasks)
+    if plan.search == "ivf":
+        (tuned,) = receipts
+        log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
+        if settings.graph == "auto" and tuned["probe"] > _WORTHWHILE * tuned["lists"]:
+            log.info("%s: that is too many to gain by, so all rows are compared", stage)
+            return exact_instead(session.workspace, stage, plan, gradients)
+    return plan
 
 
 def _device(session: Session) -> str:

@@ -1,0 +1,68 @@
+"""The job that has a graph built gives lists up where they do not pay."""
+
+import numpy as np
+import pytest
+
+from g2is_ray import graph_plan
+from g2is_ray.features import gradient_files
+from g2is_ray.graph import GraphBuilder
+from g2is_ray.graph_plan import read_plan
+from g2is_ray.rows import map_neighbors
+from g2is_ray.workspace import Workspace
+from jobs import graph as job
+from jobs.session import Session
+
+ROWS, PARTS = 60, 3
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """A workspace with gradients, as the gradient stage leaves it."""
+    made = Workspace(str(tmp_path))
+    rng = np.random.default_rng(0)
+    made.begin("gradients", {"seed": 0})
+    for part in range(PARTS):
+        x = rng.standard_normal((ROWS // PARTS, 16)).astype(np.float32)
+        made.commit("gradients", f"part-{part:05d}", gradient_files(part, x), {})
+    made.commit("gradients", "receipt", {}, {"rows": ROWS, "parts": PARTS, "invalid": 0})
+    return made
+
+
+@pytest.fixture
+def build(workspace, monkeypatch):
+    """Runs the job with its pieces done here, one after the other; returns plan and neighbors."""
+
+    def do(session, stage, settings, tasks):
+        builder = GraphBuilder(session.workspace, stage, settings)
+        done = [session.workspace.receipt(stage, task.piece) for task in tasks]
+        return [one or builder.do(task) for one, task in zip(done, tasks, strict=True)]
+
+    def run(graph, worthwhile):
+        monkeypatch.setattr(job, "_do", do)
+        monkeypatch.setattr(job, "_device", lambda session: "cpu")
+        monkeypatch.setattr(job, "_WORTHWHILE", worthwhile)
+        monkeypatch.setitem(graph_plan._EXACT_PRODUCTS, "cpu", 0)  # auto begins with lists
+        settings = {"neighbors": 5, "center": False, "graph": graph}
+        job.graph(Session(workspace.location(""), settings))
+        stage = "graph/uncentered"
+        found = np.concatenate(map_neighbors(workspace, stage).arrays)
+        return read_plan(workspace, stage), found, workspace.require(stage, "graph")
+
+    return run
+
+
+def test_auto_compares_all_rows_where_too_many_lists_would_be_probed(build, workspace):
+    plan, found, receipt = build("auto", worthwhile=0)
+    assert (plan.search, receipt["search"], receipt["recall"]) == ("exact", "exact", 1.0)
+    again, same, _ = build("auto", worthwhile=0)
+    assert again == plan
+    workspace.remove("graph")
+    _, exact, _ = build("exact", worthwhile=0)
+    np.testing.assert_array_equal(found, exact)
+    np.testing.assert_array_equal(found, same)
+
+
+@pytest.mark.parametrize(("graph", "worthwhile"), [("auto", 1), ("ivf", 0)])
+def test_lists_are_kept_where_they_pay_or_are_asked_for(graph, worthwhile, build):
+    plan, _, receipt = build(graph, worthwhile)
+    assert (plan.search, receipt["search"]) == ("ivf", "ivf")
