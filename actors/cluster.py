@@ -90,9 +90,9 @@ def share_of_cluster(
             spot_patience_seconds=settings.spot_patience_seconds,
         )
     workers = workers or 1
-    cpus = int(max(node.get("CPU", 1) for node in nodes))
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU")] or [1]
     return Share(
         workers=workers,
-        num_cpus=max(1, cpus // math.ceil(workers / len(nodes))),
+        num_cpus=max(1, max(cpus) // math.ceil(workers / len(cpus))),
         num_gpus=0,
     )

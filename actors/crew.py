@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, RpcError, RuntimeEnvSetupError
 
 from actors import placement
 from actors.cluster import Share
 from actors.placement import ON_DEMAND, SPOT
 from actors.shared import SharedWorkspace
 from g2is_ray.errors import G2isError, WorkError
-
-log = logging.getLogger(__name__)
 
 _LITTLE = 0.001  # of a custom resource: any number of workers may share a node's 1
 _STARTS = 10  # per worker, that may fail before any worker is there
@@ -115,7 +113,8 @@ class Crew:
                 raise error.cause from None
             raise WorkError(f"workers cannot start: {reason(error)}") from error
         except RayError as error:
-            if not isinstance(error, RayActorError) or error.actor_init_failed:
+            hopeless = isinstance(error, RuntimeEnvSetupError)
+            if hopeless or getattr(error, "actor_init_failed", False):  # as it would be every time
                 raise WorkError(f"workers cannot start: {reason(error)}") from error
             self._lost_before_it_was_there(worker, error)
             return
@@ -129,9 +128,7 @@ class Crew:
     def _lost_before_it_was_there(self, worker: Worker, error: RayError) -> None:
         self.dismiss(worker)
         self._failed_starts += 1
-        self._tell(
-            "worker_lost", worker=worker.number, host="its way", items=[], reason=reason(error)
-        )
+        self._tell("worker_never_ready", worker=worker.number, reason=reason(error))
         if self._failed_starts > _STARTS * self._share.workers:
             raise WorkError(
                 f"{self._failed_starts} workers in a row died before they were ready, the last "
@@ -161,6 +158,10 @@ class Crew:
         if not self.pending or now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
+        with contextlib.suppress(RpcError):  # Ray's head is busy: another look will do
+            self._look(now)
+
+    def _look(self, now: float) -> None:
         self._lose_patience(now)
         for market in {worker.market for worker in self.pending}:
             request = self._request(market)
@@ -178,8 +179,9 @@ class Crew:
         if not patience or ON_DEMAND in self._missing:
             return
         late = [w for w in self.pending if w.market == SPOT and now - w.asked >= patience]
-        if late:
-            self._tell("on_demand", workers=len(late), seconds=patience)
+        if not late or placement.machines_on_their_way():  # it may take long to set one up
+            return
+        self._tell("on_demand", workers=len(late), seconds=patience)
         for worker in late:
             self.dismiss(worker)
             self._ask(ON_DEMAND)
@@ -210,15 +212,7 @@ def _hello(actor: Any, workspace: SharedWorkspace | None) -> tuple[str, str, str
 
 def reason(error: BaseException) -> str:
     """The line of an error that says most, of Ray's many."""
-    if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
-        cause = getattr(error, "cause", None)
-        if cause is not None:
-            return _first_line(cause)
-        return str(error).strip().splitlines()[-1]
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        return next(iter(str(error.cause).strip().splitlines()), type(error.cause).__name__)
     lines = [line for line in str(error).splitlines() if line and not line.startswith("\t")]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

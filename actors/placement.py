@@ -40,17 +40,16 @@ def is_there(node_id: str) -> bool:
 def missing_markets() -> set[str]:
     """Markets that the cluster is known not to offer; a set to add to.
 
-    Asking takes an autoscaler some seconds, so the answer is remembered. Without an autoscaler
-    that would answer, only nodes that are there count.
+    Without an autoscaler that says what it cannot bring, only nodes that are there count. With
+    one, what it said is remembered, because it takes some seconds to answer.
     """
-    missing = _missing_by_cluster(_gcs().address)
-    if not _names_refusals():
-        missing |= {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
-    return missing
+    if _names_refusals():
+        return _refused_by(_gcs().address)
+    return {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
 
 
 @functools.cache
-def _missing_by_cluster(address: str) -> set[str]:
+def _refused_by(address: str) -> set[str]:
     return set()
 
 
@@ -76,6 +75,13 @@ def may_come(request: Request) -> bool:
     asked = sum(one.count for one in pending if _is(request, one.request))
     refused = status.autoscaling_state.infeasible_resource_requests
     return not asked or sum(_is(request, one) for one in refused) < asked
+
+
+def machines_on_their_way() -> int:
+    """Machines that the autoscaler has got and that have not joined yet, as far as it says."""
+    if not is_autoscaler_v2(fetch_from_server=True):
+        return 0
+    return len(_status().autoscaling_state.pending_instances)
 
 
 def failed_launches() -> list[str]:

@@ -25,8 +25,9 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and its facts, `label` among them.
 
 progress (done, total, seconds, ready, pending, lost, retries), every so often and at the end;
-worker_ready (worker, host, market); worker_lost (worker, host, items, reason);
-waiting (workers, request, reason); on_demand (workers, seconds);
+worker_ready (worker, host, market); worker_never_ready (worker, reason);
+worker_lost (worker, host, items, reason); waiting (workers, request, reason);
+on_demand (workers, seconds);
 part_done (item, worker, seconds, receipt); part_failed (item, worker, tries, reason);
 part_set_aside (item, reason); part_started_twice (item, worker, seconds, usual);
 part_damaged (item).
@@ -150,7 +151,7 @@ class _Run:
         crew, work = self._crew, self._work
         while work.left:
             self._assign()
-            crew.ask(min(self._workers - len(crew.ready), len(work.waiting)))
+            crew.ask(min(self._workers - len(crew.ready), work.waiting))
             self._settle_next()
             self._look_after_stragglers()
             crew.look_after_pending()
@@ -165,7 +166,7 @@ class _Run:
             worker = min(free, key=lambda one: len(one.tasks), default=None)
             if worker is None:
                 return
-            if worker.tasks and len(self._work.waiting) <= len(self._crew.pending):
+            if worker.tasks and self._work.waiting <= len(self._crew.pending):
                 return  # left for workers to come, which would have nothing else
             taken = {other.kind for other in self._crew.ready}
             found = self._work.take(worker.kind, taken, alone=not worker.tasks)
@@ -211,7 +212,7 @@ class _Run:
         else:
             del worker.tasks[task]
             self._work.done(item, receipt, seconds)
-            if self._is_whole_after_all(item):
+            if self._is_whole(item):
                 self._tell(
                     "part_done", item=item, worker=worker.number, seconds=seconds, receipt=receipt
                 )
@@ -269,7 +270,7 @@ class _Run:
                         usual=self._work.usual_seconds,
                     )
 
-    def _is_whole_after_all(self, item: Any) -> bool:
+    def _is_whole(self, item: Any) -> bool:
         """End whoever else does a finished item; two at once may have mixed up its files."""
         others = self._workers_of(item)
         for other in others:

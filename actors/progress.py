@@ -18,6 +18,7 @@ _LINES = {
         logging.WARNING,
         "lost worker {worker} on {host}, which had {items}: {reason}",
     ),
+    "worker_never_ready": (logging.WARNING, "worker {worker} died before it was ready: {reason}"),
     "waiting": (logging.INFO, "waits for {workers} workers of {request}: {reason}"),
     "on_demand": (
         logging.WARNING,
@@ -39,6 +40,8 @@ def log_event(name: str, facts: dict[str, Any]) -> None:
     level, line = _LINES[name]
     if name == "progress":
         facts = facts | {"pace": _pace(**facts)}
+    elif name == "worker_lost":
+        facts = facts | {"items": " and ".join(facts["items"]) or "nothing to do"}
     log.log(level, "%s: %s", facts["label"], line.format_map(facts))
 
 

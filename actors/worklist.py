@@ -10,6 +10,7 @@ from typing import Any
 _TRIES = 3  # of an item that fails by itself
 _DEATHS = 5  # of workers on nodes that lived on, before the item that they had is to blame
 _FINISHED = 3  # items that must be done before it is said how long one takes
+_RECENT = 100  # items that this is said by
 _SLOW, _SLOW_SECONDS = 3.0, 60.0  # times the usual, and at least: a straggler
 _HUNG, _HUNG_SECONDS = 10.0, 600.0  # the same, of an item that will not end
 
@@ -24,15 +25,22 @@ class WorkList:
     """
 
     def __init__(self, items: Sequence[Any], kind: Callable[[Any], Any]) -> None:
-        self.waiting = deque(items)
         self.receipts: dict[Any, Receipt] = {}
         self.aside: dict[Any, str] = {}  # item -> what it did
         self.total = len(items)
         self.failures: Counter[Any] = Counter()
         self._kind = kind
+        self._waiting: dict[Any, deque[Any]] = {}  # by kind; none is empty
+        self._suspects: deque[Any] = deque()
         self._deaths: Counter[Any] = Counter()
         self._hung: Counter[Any] = Counter()
-        self._seconds: list[float] = []  # that items took
+        self._seconds: deque[float] = deque(maxlen=_RECENT)  # that items took
+        for item in items:
+            self.give_back(item)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._suspects) + sum(map(len, self._waiting.values()))
 
     @property
     def left(self) -> int:
@@ -41,7 +49,7 @@ class WorkList:
 
     def is_suspect(self, item: Any) -> bool:
         """Whether a worker has died over the item, so that it should run alone."""
-        return bool(self._deaths[item])
+        return self._deaths[item] > 0
 
     # ---- taking and giving back --------------------------------------------------
 
@@ -53,18 +61,24 @@ class WorkList:
             taken: kinds that workers have, which come last.
             alone: whether the worker has nothing else to do.
         """
-        fit = [item for item in self.waiting if alone or not self.is_suspect(item)]
-        kinds = [self._kind(item) for item in fit]
-        if not fit:
-            return None
-        free = (i for i, kind in enumerate(kinds) if kind not in taken)
-        at = kinds.index(mine) if mine in kinds else next(free, 0)
-        self.waiting.remove(fit[at])
-        return fit[at], kinds[at]
+        if not self._waiting:
+            if not (alone and self._suspects):
+                return None
+            item = self._suspects.popleft()
+            return item, self._kind(item)
+        free = (kind for kind in self._waiting if kind not in taken)
+        kind = mine if mine in self._waiting else next(free, next(iter(self._waiting)))
+        item = self._waiting[kind].popleft()
+        if not self._waiting[kind]:
+            del self._waiting[kind]
+        return item, kind
 
     def give_back(self, item: Any) -> None:
-        """Have an item wait again, through no fault of its own."""
-        self.waiting.append(item)
+        """Have an item wait, again or for the first time."""
+        if self.is_suspect(item):
+            self._suspects.append(item)
+        else:
+            self._waiting.setdefault(self._kind(item), deque()).append(item)
 
     # ---- what became of an item --------------------------------------------------
 
@@ -75,13 +89,13 @@ class WorkList:
     def undo(self, item: Any) -> None:
         """A finished item turned out not to be done."""
         del self.receipts[item]
-        self.waiting.append(item)
+        self.give_back(item)
 
     def failed(self, item: Any, why: str) -> None:
         """The item raised: it waits again, or is set aside."""
         self.failures[item] += 1
         if self.failures[item] < _TRIES:
-            self.waiting.append(item)
+            self.give_back(item)
         else:
             self.aside[item] = f"failed {_TRIES} times: {why}"
 
@@ -89,7 +103,7 @@ class WorkList:
         """The item's worker ended by itself: the item waits again, or is set aside."""
         self._deaths[item] += 1
         if self._deaths[item] < _DEATHS:
-            self.waiting.append(item)
+            self.give_back(item)
         else:
             self.aside[item] = f"ended its worker {_DEATHS} times: {why}"
 
