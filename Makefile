@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-cluster lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest
+
+# Faults and autoscaling, on several Ray nodes on this machine; a part of `make test`.
+test-cluster: $(VENV)/installed
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
