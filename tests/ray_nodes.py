@@ -6,18 +6,18 @@ import signal
 import psutil
 from ray.cluster_utils import Cluster
 
+ATTENTIVE = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+"""Ray's settings by which a head soon notices that a node is lost."""
+
 
 def start_cluster() -> Cluster:
-    """A head that runs nothing, and that soon notices when a node is lost."""
-    config = {
-        "health_check_initial_delay_ms": 1000,
-        "health_check_period_ms": 500,
-        "health_check_failure_threshold": 4,
-    }
-    return Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": config},
-    )
+    """A head that runs nothing."""
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": ATTENTIVE}
+    return Cluster(initialize_head=True, head_node_args=head)
 
 
 def actors_of(name: str) -> list[psutil.Process]:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray.cloudpickle
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from ray_nodes import kill_with_children
+from ray_nodes import ATTENTIVE, kill_with_children
 from small_run import Events, arrays, command, make_ready
 
 from actors import crew, pool
@@ -66,6 +66,7 @@ class Cloud:
         start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
         start += [f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
         start += ["--disable-usage-stats", f"--autoscaling-config={folder}/cluster.json"]
+        start += [f"--system-config={json.dumps(ATTENTIVE)}"]
         with (folder / "head.log").open("w") as log:
             self._head = subprocess.Popen(
                 start, env=os.environ | environment, stdout=log, stderr=log
