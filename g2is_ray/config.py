@@ -129,8 +129,8 @@ class GraphSettings:
     """Subtract the pool's mean gradient before normalizing, in graph and walk alike."""
     graph: Text = "auto"
     """How neighbors are searched for: exact; ivf, among the lists of rows nearest to a row; auto,
-    exact where that takes seconds or most lists would be probed; or a FAISS index such as HNSW32 or IVF4096,Flat, which holds
-    the whole pool in one worker's memory."""
+    exact where that takes seconds or most lists would be probed; or a FAISS index such as HNSW32
+    or IVF4096,Flat, which holds the whole pool in one worker's memory."""
     recall: Annotated[float, Field(gt=0, lt=1)] = 0.97
     """Share of a row's exact neighbors that ivf must find on average; measured on a sample."""
 
