@@ -162,6 +162,11 @@ def _run(command: str, given: dict[str, Any]) -> int:
 
         walk_arrays(given)
         return 0
+    if command == "export":
+        from jobs.export import export
+
+        export(given)
+        return 0
     wait = given.pop("wait", True)
     values = {**_from_yaml(given.pop("config", None)), **given}
     workspace = values.pop("workspace", None)
@@ -219,6 +224,7 @@ def _from_yaml(path: str | None) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from g2is_ray.export import ExportSettings
     from jobs.walk import ArraySettings
 
     parser = argparse.ArgumentParser(
@@ -242,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
         "--no-wait", dest="wait", action="store_false", help="do not follow the job"
     )
     _add_settings(submit, _RUN)
+    export = _command(commands, "export", "write finished selections for another trainer")
+    _add_settings(export, (ExportSettings,))
     walk = _command(commands, "walk", "select from gradient arrays that you already have")
     _add_settings(walk, (ArraySettings, WalkSettings))
     return parser

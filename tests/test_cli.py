@@ -61,7 +61,7 @@ def receipt(stage):
 
 
 def test_every_command_says_what_it_takes(capsys):
-    for command in [*COMMANDS, "submit", "walk"]:
+    for command in [*COMMANDS, "submit", "walk", "export"]:
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
         assert end.value.code == 0
