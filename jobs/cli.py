@@ -152,7 +152,8 @@ def _printable(text: str) -> str:
 
 
 def _quiet_libraries(debug: bool) -> None:
-    for name in ("httpx", "faiss", "fsspec", "datasets", "matplotlib", "urllib3", "filelock"):
+    names = "httpx faiss fsspec datasets matplotlib urllib3 filelock botocore aiobotocore"
+    for name in names.split():
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
 
 
