@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -75,6 +76,7 @@ class MappedParts:
 
 def map_parts(workspace: Workspace, stage: str, parts: int, kind: str = "") -> MappedParts:
     """The arrays `part-XXXXX{kind}.npy` of a finished stage; remote ones from local copies."""
+    _allow_open_files(parts)
     names = [part_name(part) for part in range(parts)]
     paths = [f"{stage}/{name}{kind}.npy" for name in names]
     if workspace.is_local:
@@ -82,6 +84,15 @@ def map_parts(workspace: Workspace, stage: str, parts: int, kind: str = "") -> M
     held = [workspace.held(stage, name, f"{name}{kind}.npy") for name in names]
     what = workspace.location(stage)
     return MappedParts(workspace.map_copies(dict(zip(paths, held, strict=True)), what))
+
+
+def _allow_open_files(more: int) -> None:
+    """Raise the process's limit of open files as far as it may: a mapping keeps its file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 def map_neighbors(workspace: Workspace, stage: str) -> MappedParts:

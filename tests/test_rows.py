@@ -1,5 +1,7 @@
 """Rows of an array and of mapped parts are found by number."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +39,19 @@ def test_neighbors_are_those_written(tmp_path: Path) -> None:
     workspace.conclude("graph/it", {"parts": 2})
     found = map_neighbors(workspace, "graph/it")
     np.testing.assert_array_equal([found[row] for row in range(7)], lists)
+
+
+def test_more_parts_are_mapped_than_a_process_may_open_files_at_first(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    for part in range(100):
+        workspace.write_bytes(f"gradients/part-{part:05d}.npy", array_bytes(np.full((1, 1), part)))
+    code = (
+        "import resource, sys\n"
+        "from g2is_ray.rows import map_parts\n"
+        "from g2is_ray.workspace import Workspace\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "print(map_parts(Workspace(sys.argv[1]), 'gradients', 100)[99][0])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "99\n"
