@@ -14,7 +14,7 @@ from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
 from g2is_ray.errors import SettingError
 from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
-from g2is_ray.selection import check_shapes, select
+from g2is_ray.selection import check_shapes, pick_lines, select
 from g2is_ray.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
     )
     selection = select(ArrayRows(x), neighbors, target, settings)
     summary = selection.summary()
-    output.write_bytes("selection.jsonl", selection.lines())
+    output.write_bytes("selection.jsonl", pick_lines(selection.picks))
     output.write_json("summary.json", summary)
     log.info(
         "walk: %d of %d selected over %d components, in %s",

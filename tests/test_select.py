@@ -24,7 +24,7 @@ from g2is_ray.storage import array_bytes
 from g2is_ray.workspace import Workspace, part_name
 
 PART_ROWS, PARTS, DIMENSIONS = 40, 6, 24
-ROWS = PART_ROWS * PARTS
+ROWS, TARGET_ROWS = PART_ROWS * PARTS, 12
 TARGETS = ("code", "law", "math")
 SETTINGS = {"fraction": 0.2, "explained_variance": 0.9}
 
@@ -34,6 +34,18 @@ def clustered(rows: int, rng: np.random.Generator) -> np.ndarray:
     centers = np.random.default_rng(7).standard_normal((9, DIMENSIONS))
     own = centers[rng.integers(0, 8, rows)] + rng.standard_normal((rows, DIMENSIONS)) + centers[8]
     return own.astype(np.float32)
+
+
+def conversation(rng: np.random.Generator) -> dict:
+    words = " ".join(f"word{number}" for number in rng.integers(0, 50, 6))
+    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
+    return {"messages": messages, "supervised_tokens": int(rng.integers(1, 30))}
+
+
+def write_rows(held: Workspace, stage: str, part: int, rows: list[dict]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+    held.write_bytes(f"{stage}/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
 
 
 def write_gradients(held: Workspace, stage: str, x: np.ndarray) -> None:
@@ -58,17 +70,19 @@ def make(tmp_path: Path) -> Callable[[str], Workspace]:
         for part in range(PARTS):
             first = part * PART_ROWS
             rows = [
-                {"id": f"id-{row}", "record": json.dumps({"row": row})}
+                {"id": f"id-{row}", "record": json.dumps({"row": row})} | conversation(rng)
                 for row in range(first, first + PART_ROWS)
             ]
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
-            held.write_bytes(f"pool/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
+            write_rows(held, "pool", part, rows)
         held.conclude("pool", {"rows": ROWS, "parts": PARTS, "part_rows": PART_ROWS})
         write_gradients(held, "gradients", x)
         for target in TARGETS:
-            held.begin(f"targets/{target}/val", {})
-            write_gradients(held, f"targets/{target}/gradients", clustered(12, rng))
+            val = f"targets/{target}/val"
+            held.begin(val, {})
+            tasks = [{"record": json.dumps({"subtask": row % 3})} for row in range(TARGET_ROWS)]
+            write_rows(held, val, 0, [row | conversation(rng) for row in tasks])
+            held.conclude(val, {"rows": TARGET_ROWS, "parts": 1, "part_rows": PART_ROWS})
+            write_gradients(held, f"targets/{target}/gradients", clustered(TARGET_ROWS, rng))
         for center in (True, False):
             stage = graph_stage(center)
             held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
