@@ -184,7 +184,7 @@ def walked(
     """The selection, and the processor seconds it took, its pass over the pool included."""
     clock = Clock()
     neighbors = map_neighbors(Workspace(str(folder)), "graph")
-    knowledge = knowledge_of(target, len(x), x.dimensions, settings)
+    knowledge = knowledge_of(target, x.dimensions, settings)
     [along], valid = align(x, [knowledge.components])
     passed, _ = clock.read()
     budget = row_budget(len(x), settings.fraction)

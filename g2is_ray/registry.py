@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from g2is_ray.config import SELECTORS, WALK
 from g2is_ray.errors import InputError
 from g2is_ray.influence import Gist, GraphDiverse, Less, LessRoundRobin
 from g2is_ray.lexical import Bm25, Tfidf
-from g2is_ray.selector import Choice, Pool, Selector, Target
+from g2is_ray.selector import Choice, Pool, Reads, Selector, Target
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ def _load(name: str) -> type[Selector]:
         raise InputError(
             f"selector {name}: {place} has no class {class_name} that derives from "
             "g2is_ray.selector.Selector"
+        )
+    if unknown := sorted(found.reads - set(get_args(Reads))):
+        raise InputError(
+            f"selector {name}: reads may hold {', '.join(get_args(Reads))}, got {unknown[0]}"
         )
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))

@@ -73,18 +73,17 @@ def pick_lines(picks: Sequence[Pick], ids: Sequence[str] | None = None) -> bytes
 
 
 def knowledge_of(
-    target: NDArray[np.floating], rows: int, dimensions: int, settings: WalkSettings
+    target: NDArray[np.floating], dimensions: int, settings: WalkSettings
 ) -> CoreKnowledge:
-    """Components of a target for a pool of so many rows and dimensions.
+    """Components of a target for a pool of so many dimensions.
 
     Args:
         target: target gradients [m, d]; rows of zeros are left out.
 
     Raises:
         InputError: dimensions differ, or the target has no components.
-        SettingError: the budget is less than one row.
     """
-    check_shapes(rows, dimensions, target, settings)
+    check_dimensions(dimensions, target)
     return core_knowledge(
         target[np.any(target != 0, axis=1)],
         explained_variance=settings.explained_variance,
@@ -93,29 +92,25 @@ def knowledge_of(
     )
 
 
-def check_shapes(
-    rows: int, dimensions: int, target: NDArray[np.floating], settings: WalkSettings
-) -> None:
-    """Refuse what `select` cannot work with, before a graph is built for it.
+def check_dimensions(dimensions: int, target: NDArray[np.floating]) -> None:
+    """Refuse a target [m, d] of other dimensions, before a graph is built for it.
 
     Raises:
         InputError: dimensions differ.
-        SettingError: the budget is less than one row.
     """
     if dimensions != target.shape[1]:
         raise InputError(
             f"pool gradients have {dimensions} dimensions, but target gradients {target.shape[1]}"
         )
-    row_budget(rows, settings.fraction)
 
 
 def select(
     x: Rows, neighbors: Neighbors, target: NDArray[np.floating], settings: WalkSettings
 ) -> Selection:
     """Select rows of the pool for a target; the arguments are as in `knowledge_of` and `Walk`."""
-    knowledge = knowledge_of(target, len(x), x.dimensions, settings)
-    [along], valid = align(x, [knowledge.components])
     budget = row_budget(len(x), settings.fraction)
+    knowledge = knowledge_of(target, x.dimensions, settings)
+    [along], valid = align(x, [knowledge.components])
     return carry_out(knowledge, x, neighbors, along, valid, settings, budget)
 
 
@@ -196,7 +191,8 @@ def choose(selector: Selector, pool: Pool, aims: Sequence[Aim], budget: Budget) 
     picks: list[Pick] = []
     free, spent = pool.free.copy(), 0
     for aim, room in zip(aims, rooms, strict=True):
-        choices = selector.picks(replace(pool, free=free.copy()), aim.target, aim.products)
+        own = replace(pool, free=free.copy())
+        choices = iter(selector.picks(own, aim.target, aim.products))
         while spent < room and (choice := next(choices, None)):
             row, score = choice
             if not (0 <= row < len(free) and free[row]):

@@ -148,9 +148,8 @@ class _ByWalk:
         self.directions: Directions = [self._known.components]
 
     def _knowledge(self, target: str) -> CoreKnowledge:
-        x = self._source.x
         own = GradientSet(self._source.workspace, f"targets/{target}/gradients").read_all()
-        return knowledge_of(own, len(x), x.dimensions, self._task.walk)
+        return knowledge_of(own, self._source.x.dimensions, self._task.walk)
 
     def select(
         self,

@@ -65,12 +65,12 @@ class Task:
         """Stages that decide the selection, each with the command that makes it."""
         reads = {"gradients", "graph"} if self.selector is None else self.selector.reads
         found: dict[str, str] = {}
+        if "graph" in reads or ("gradients" in reads and self.graph.center):  # the graph's mean
+            command = "graph" if self.graph.center else "graph --no-center"
+            found[graph_stage(self.graph.center)] = command
         if "gradients" in reads:
             found[GRADIENTS] = "gradients"
             found |= {f"targets/{name}/gradients": "gradients" for name in self.target_weights}
-            if "graph" in reads or self.graph.center:  # the mean is the centered graph's
-                command = "graph" if self.graph.center else "graph --no-center"
-                found[graph_stage(self.graph.center)] = command
         if "texts" in reads or "gradients" not in reads:
             found[POOL] = "ingest"
         if "texts" in reads:

@@ -232,7 +232,7 @@ def test_tokens_are_spent_to_within_a_row(name, amount, weights, pool, target, x
 @pytest.mark.parametrize("explained_variance", [0.3, 1.0])
 def test_a_walk_spends_tokens_to_within_a_row(amount, explained_variance, pool, target, x):
     rows, settings = ArrayRows(x), WalkSettings(explained_variance=explained_variance, fraction=0.5)
-    knowledge = knowledge_of(target.features, ROWS, DIMENSIONS, settings)
+    knowledge = knowledge_of(target.features, DIMENSIONS, settings)
     [along], valid = align(rows, [knowledge.components])
     budget = Budget(amount=amount, tokens=TOKENS)
     found = carry_out(knowledge, rows, pool.neighbors, along, valid, settings, budget)
@@ -267,6 +267,12 @@ def test_a_row_that_is_not_free_is_refused(pool, target):
             "from g2is_ray.selector import Selector\nclass Own(Selector): pass",
             "own.py:Own",
             "Own does not define picks",
+        ),
+        (
+            "from g2is_ray.selector import Selector\n"
+            "class Own(Selector):\n reads = frozenset({'text'})\n picks = None",
+            "own.py:Own",
+            "reads may hold gradients, graph, texts, seed, got text",
         ),
     ],
 )
