@@ -38,6 +38,12 @@ def sentences(rows: int, seed: int) -> list[str]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def sorted_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pool that is larger than what is sorted at first."""
+    monkeypatch.setattr("g2is_ray.selector._FIRST_SORTED", 2)
+
+
 @pytest.fixture
 def x() -> np.ndarray:
     x = small_numbers(ROWS, 0)
@@ -228,17 +234,28 @@ def test_tokens_are_spent_to_within_a_row(name, amount, weights, pool, target, x
     assert amount - TOKENS.max() < TOKENS[rows].sum() <= amount
 
 
+def walked(pool: Pool, target: Target, x: np.ndarray, amount: int, **settings) -> list[int]:
+    rows, of_walk = ArrayRows(x), WalkSettings(**settings)
+    knowledge = knowledge_of(target.features, DIMENSIONS, of_walk)
+    [along], valid = align(rows, [knowledge.components])
+    budget = Budget(amount=amount, tokens=TOKENS)
+    found = carry_out(knowledge, rows, pool.neighbors, along, valid, of_walk, budget)
+    assert [pick.rank for pick in found.picks] == list(range(len(found.picks)))
+    return found.rows
+
+
 @pytest.mark.parametrize("amount", [60, 333, 1000])
 @pytest.mark.parametrize("explained_variance", [0.3, 1.0])
 def test_a_walk_spends_tokens_to_within_a_row(amount, explained_variance, pool, target, x):
-    rows, settings = ArrayRows(x), WalkSettings(explained_variance=explained_variance, fraction=0.5)
-    knowledge = knowledge_of(target.features, DIMENSIONS, settings)
-    [along], valid = align(rows, [knowledge.components])
-    budget = Budget(amount=amount, tokens=TOKENS)
-    found = carry_out(knowledge, rows, pool.neighbors, along, valid, settings, budget)
-    assert len(found.rows) == len(set(found.rows)) > 0
-    assert amount - TOKENS.max() < TOKENS[found.rows].sum() <= amount
-    assert [pick.rank for pick in found.picks] == list(range(len(found.rows)))
+    rows = walked(pool, target, x, amount, explained_variance=explained_variance)
+    assert len(rows) == len(set(rows)) > 0
+    assert amount - TOKENS.max() < TOKENS[rows].sum() <= amount
+
+
+def test_a_row_too_long_for_one_component_is_left_to_the_next(pool, target, x):
+    all_rows = np.flatnonzero(pool.free)
+    rows = walked(pool, target, x, int(TOKENS[all_rows].sum()), explained_variance=1.0)
+    assert sorted(rows) == all_rows.tolist()
 
 
 # ---- a selector of one's own ------------------------------------------------------
