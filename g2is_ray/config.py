@@ -43,17 +43,15 @@ SELECTORS = (
 _OWN_SELECTOR = re.compile(r"[^:]+:[A-Za-z_]\w*")
 
 
-def _selector(name: str) -> str:
-    if name in SELECTORS or _OWN_SELECTOR.fullmatch(name):
-        return name
-    raise ValueError(f"should be {', '.join(SELECTORS)}, or FILE.py:CLASS for one of your own")
+def _one_of(*names: str) -> AfterValidator:
+    """Checks the name of a selector: one of these, or a user's own."""
 
+    def check_name(name: str) -> str:
+        if name in names or _OWN_SELECTOR.fullmatch(name):
+            return name
+        raise ValueError(f"should be {', '.join(names)}, or FILE.py:CLASS for one of your own")
 
-def _baseline(name: str) -> str:
-    if name in (PAPER, *SELECTORS) or _OWN_SELECTOR.fullmatch(name):
-        return name
-    names = ", ".join((PAPER, *SELECTORS))
-    raise ValueError(f"should be {names}, or FILE.py:CLASS for one of your own")
+    return AfterValidator(check_name)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -181,7 +179,7 @@ class WalkSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SelectorSettings:
-    selector: Annotated[str, AfterValidator(_selector)] = WALK
+    selector: Annotated[str, _one_of(*SELECTORS)] = WALK
     """What selects: walk, random, less, less-round-robin, gist, graph-diverse, tfidf, bm25, or one
     of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
     budget_tokens: Annotated[int, Field(ge=0)] = 0
@@ -228,7 +226,7 @@ class SeedSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ComparisonSettings:
-    baselines: tuple[Annotated[str, AfterValidator(_baseline)], ...] = ("random",)
+    baselines: tuple[Annotated[str, _one_of(PAPER, *SELECTORS)], ...] = ("random",)
     """What the selection is compared with: paper, the walk as published, or any that selector
     takes. Each is selected, tuned and measured the same way; all but paper and walk spend as much
     as the selection did."""

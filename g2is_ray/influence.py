@@ -67,7 +67,7 @@ class Gist(Selector):
     divided by the target's own spread (whitened). As in `Less`, the cosine is to the mean of a
     subtask, and the largest over subtasks counts.
 
-    Source: GIST (arXiv 2602.18584); whitening is ours.
+    Source: after GIST (arXiv 2602.18584); how many components, and whitening, are our choice.
     """
 
     step = "influence"

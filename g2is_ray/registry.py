@@ -17,7 +17,6 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.config import SELECTORS, WALK
 from g2is_ray.errors import InputError
 from g2is_ray.influence import Gist, GraphDiverse, Less, LessRoundRobin
 from g2is_ray.lexical import Bm25, Tfidf
@@ -37,8 +36,15 @@ class Random(Selector):
         return ((row, np.nan) for row in rng.permutation(np.flatnonzero(pool.free)).tolist())
 
 
-_CLASSES = (Random, Less, LessRoundRobin, Gist, GraphDiverse, Tfidf, Bm25)
-_BY_NAME = dict(zip((name for name in SELECTORS if name != WALK), _CLASSES, strict=True))
+_CLASSES: dict[str, type[Selector]] = {
+    "random": Random,
+    "less": Less,
+    "less-round-robin": LessRoundRobin,
+    "gist": Gist,
+    "graph-diverse": GraphDiverse,
+    "tfidf": Tfidf,
+    "bm25": Bm25,
+}
 
 
 def is_own(name: str) -> bool:
@@ -57,7 +63,7 @@ def find(name: str) -> type[Selector]:
     Raises:
         InputError: there is no such file, module or class, or it cannot be used.
     """
-    return _load(name) if is_own(name) else _BY_NAME[name]
+    return _load(name) if is_own(name) else _CLASSES[name]
 
 
 def source_hash(selector: type[Selector]) -> str:
