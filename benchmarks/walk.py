@@ -25,6 +25,7 @@ import numpy as np
 
 import g2is_ray.walk
 from g2is_ray.arrays import normalize
+from g2is_ray.budget import row_budget
 from g2is_ray.config import WalkSettings
 from g2is_ray.features import GradientSet, gradient_files
 from g2is_ray.rows import map_neighbors
@@ -183,10 +184,11 @@ def walked(
     """The selection, and the processor seconds it took, its pass over the pool included."""
     clock = Clock()
     neighbors = map_neighbors(Workspace(str(folder)), "graph")
-    knowledge = knowledge_of(target, len(x), x.dimensions, settings)
+    knowledge = knowledge_of(target, x.dimensions, settings)
     [along], valid = align(x, [knowledge.components])
     passed, _ = clock.read()
-    selection = carry_out(knowledge, x, neighbors, along, valid, settings)
+    budget = row_budget(len(x), settings.fraction)
+    selection = carry_out(knowledge, x, neighbors, along, valid, settings, budget)
     wall, processor = clock.read()
     steps = Counter(pick.step for pick in selection.picks)
     print(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from g2is_ray.errors import SettingError
@@ -26,6 +26,32 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
+
+WALK, PAPER = "walk", "paper"
+SELECTORS = (
+    WALK,
+    "random",
+    "less",
+    "less-round-robin",
+    "gist",
+    "graph-diverse",
+    "tfidf",
+    "bm25",
+)
+"""Selectors that come with g2is-ray; `registry` has their classes."""
+
+_OWN_SELECTOR = re.compile(r"[^:]+:[A-Za-z_]\w*")
+
+
+def _one_of(*names: str) -> AfterValidator:
+    """Checks the name of a selector: one of these, or a user's own."""
+
+    def check_name(name: str) -> str:
+        if name in names or _OWN_SELECTOR.fullmatch(name):
+            return name
+        raise ValueError(f"should be {', '.join(names)}, or FILE.py:CLASS for one of your own")
+
+    return AfterValidator(check_name)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -152,6 +178,20 @@ class WalkSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SelectorSettings:
+    selector: Annotated[str, _one_of(*SELECTORS)] = WALK
+    """What selects: walk, random, less, less-round-robin, gist, graph-diverse, tfidf, bm25, or one
+    of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
+    budget_tokens: Annotated[int, Field(ge=0)] = 0
+    """Supervised tokens to select, in place of fraction; 0 means fraction. Supervised, because the
+    loss is on those alone, so that selections of equal budgets are taught equally much. Picking
+    ends before the first row that does not fit."""
+    subtask_field: Text = "subtask"
+    """Column of the target's rows that names a row's subtask: less, gist and graph-diverse take the
+    mean within a subtask and the maximum over subtasks. Without it a target is one subtask."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class JointSettings:
     joint: bool = False
     """Select once for all targets together, under one budget, as the selection named joint."""
@@ -186,8 +226,10 @@ class SeedSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ComparisonSettings:
-    baselines: tuple[Literal["random", "paper"], ...] = ("random",)
-    """What the selection is compared with; each is selected, tuned and measured the same way."""
+    baselines: tuple[Annotated[str, _one_of(PAPER, *SELECTORS)], ...] = ("random",)
+    """What the selection is compared with: paper, the walk as published, or any that selector
+    takes. Each is selected, tuned and measured the same way; all but paper and walk spend as much
+    as the selection did."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -301,7 +343,7 @@ def _validate(cls: type[T], values: Mapping[str, Any]) -> tuple[T | None, dict[s
             if one["type"].startswith("missing"):
                 problems["missing"].append(f"{name} is not set: {fields[name].description}")
             else:
-                reason = re.sub(r"^(Input|String|Tuple) ", "", one["msg"])
+                reason = re.sub(r"^(Input|String|Tuple|Value error,) ", "", one["msg"])
                 problems["wrong"].append(_sentence(name, reason, one["input"], fields))
         return None, problems
     return (None if problems["wrong"] else built), problems

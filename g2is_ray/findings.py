@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import g2is_ray
-from g2is_ray.config import PRESETS
+from g2is_ray.config import PAPER, PRESETS, WALK
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
 from g2is_ray.layout import BASE, JOINT, graph_stage, score_name, variants_in
@@ -110,9 +110,7 @@ def _selection_view(
     records = [json.loads(line) for line in lines]
     settings = workspace.stages()[stage]["settings"]
     base, _, baseline = variant.partition("@")
-    title = {"random": "random rows", "paper": "as published (preset paper)"}.get(
-        baseline, f"gradient walk (preset {preset_of(settings)})"
-    )
+    title = _title(settings, baseline)
     if base == JOINT and "target_weight" in settings:
         title += ", for " + ", ".join(settings["target_weight"]) + " together"
     first = [record["row"] for record in records[:SHOWN_PICKS]]
@@ -124,6 +122,7 @@ def _selection_view(
         title=title,
         settings=settings,
         budget=summary["budget"],
+        unit=summary["unit"],
         components=[
             ComponentRow(index=one.pop("component") + 1, **one) for one in summary["per_component"]
         ],
@@ -135,8 +134,18 @@ def _selection_view(
     )
 
 
+def _title(settings: dict[str, Any], baseline: str) -> str:
+    """What made a selection, in a few words."""
+    selector = settings["selector"]
+    if baseline == PAPER:
+        return "as published (preset paper)"
+    if selector == WALK:
+        return f"gradient walk (preset {preset_of(settings)})"
+    return "random rows" if selector == "random" else f"selector {selector}"
+
+
 def _for_people(record: dict[str, Any]) -> dict[str, Any]:
-    """A pick counted from 1; a random one has neither component nor similarity."""
+    """A pick counted from 1; not every selector has components, or similarities."""
     component, similarity = record["component"], record["similarity"]
     return record | {
         "rank": record["rank"] + 1,

@@ -81,7 +81,8 @@ class Pick:
     step: str
     """"anchor", "neighbor" or "fallback"; any other word is shown as it is."""
     similarity: float
-    """Cosine: to the component (anchor, fallback) or to the previous pick (neighbor)."""
+    """Cosine: to the component (anchor, fallback) or to the previous pick (neighbor); the score
+    of any other step, NaN where there is none."""
     group: str
     """Source of the row."""
     text: str = ""
@@ -97,6 +98,8 @@ class SelectionView:
     title: str
     settings: Mapping[str, object]
     budget: int
+    unit: str = "rows"
+    """What the budget, also of components, is counted in."""
     components: Sequence[ComponentRow]
     picks: Sequence[Pick]
     """All picks in the order they were made."""
@@ -296,9 +299,9 @@ def _thin(picks: Sequence[Pick]) -> list[Pick]:
 
 
 def _tooltip(pick: Pick) -> str:
-    of = "" if pick.component is None else f", component {pick.component}"
+    of = ", score" if pick.component is None else f", component {pick.component}, cos"
     kind, group = charts.clean(pick.step, 40), charts.clean(pick.group, 60)
-    return f"#{pick.rank} {kind}{of}, cos {number(pick.similarity, 2)}, {group}, row {pick.row}"
+    return f"#{pick.rank} {kind}{of} {number(pick.similarity, 2)}, {group}, row {pick.row}"
 
 
 def _walk_points(selection: SelectionView) -> list[charts.WalkPoint]:
@@ -393,8 +396,10 @@ def _reasons(picks: Sequence[Pick]) -> list[tuple[Pick, str]]:
             reason = f"neighbor of {f'#{before}' if before is not None else 'the last'} {cosine}"
         elif pick.step == "fallback":
             reason = f"fallback: no neighbor qualified; the closest to {of} that does {cosine}"
+        elif math.isnan(pick.similarity):
+            reason = pick.step
         else:
-            reason = pick.step if math.isnan(pick.similarity) else f"{pick.step} {cosine}"
+            reason = f"{pick.step} (score {number(pick.similarity, 2)})"
         reasons.append((pick, reason))
         last[pick.component] = pick.rank
     return reasons

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from g2is_ray.budget import Budget, row_budget
 from g2is_ray.config import WalkSettings
-from g2is_ray.errors import InputError, SettingError
+from g2is_ray.errors import InputError
 from g2is_ray.knowledge import CoreKnowledge, core_knowledge, split_budget
 from g2is_ray.rows import Rows
+from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import Neighbors, Pick, Walk, align
 
 log = logging.getLogger(__name__)
@@ -36,10 +39,6 @@ class Selection:
     @property
     def rows(self) -> list[int]:
         return [pick.row for pick in self.picks]
-
-    def lines(self, ids: Sequence[str] | None = None) -> bytes:
-        """The picks as JSON lines, in order; with the rows' ids if given, one per pick."""
-        return pick_lines(self.picks, ids)
 
     def summary(self) -> dict[str, Any]:
         """Budget, picks and components, in numbers."""
@@ -73,33 +72,18 @@ def pick_lines(picks: Sequence[Pick], ids: Sequence[str] | None = None) -> bytes
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
-def budget_of(rows: int, fraction: float) -> int:
-    """Rows to select, int(rows x fraction).
-
-    Raises:
-        SettingError: that is less than one row.
-    """
-    budget = int(rows * fraction)
-    if budget < 1:
-        raise SettingError(
-            f"fraction {fraction:g} of {rows} rows is less than one row; raise fraction"
-        )
-    return budget
-
-
 def knowledge_of(
-    target: NDArray[np.floating], rows: int, dimensions: int, settings: WalkSettings
+    target: NDArray[np.floating], dimensions: int, settings: WalkSettings
 ) -> CoreKnowledge:
-    """Components of a target for a pool of so many rows and dimensions.
+    """Components of a target for a pool of so many dimensions.
 
     Args:
         target: target gradients [m, d]; rows of zeros are left out.
 
     Raises:
         InputError: dimensions differ, or the target has no components.
-        SettingError: the budget is less than one row.
     """
-    check_shapes(rows, dimensions, target, settings)
+    check_dimensions(dimensions, target)
     return core_knowledge(
         target[np.any(target != 0, axis=1)],
         explained_variance=settings.explained_variance,
@@ -108,29 +92,26 @@ def knowledge_of(
     )
 
 
-def check_shapes(
-    rows: int, dimensions: int, target: NDArray[np.floating], settings: WalkSettings
-) -> None:
-    """Refuse what `select` cannot work with, before a graph is built for it.
+def check_dimensions(dimensions: int, target: NDArray[np.floating]) -> None:
+    """Refuse a target [m, d] of other dimensions, before a graph is built for it.
 
     Raises:
         InputError: dimensions differ.
-        SettingError: the budget is less than one row.
     """
     if dimensions != target.shape[1]:
         raise InputError(
             f"pool gradients have {dimensions} dimensions, but target gradients {target.shape[1]}"
         )
-    budget_of(rows, settings.fraction)
 
 
 def select(
     x: Rows, neighbors: Neighbors, target: NDArray[np.floating], settings: WalkSettings
 ) -> Selection:
     """Select rows of the pool for a target; the arguments are as in `knowledge_of` and `Walk`."""
-    knowledge = knowledge_of(target, len(x), x.dimensions, settings)
+    budget = row_budget(len(x), settings.fraction)
+    knowledge = knowledge_of(target, x.dimensions, settings)
     [along], valid = align(x, [knowledge.components])
-    return carry_out(knowledge, x, neighbors, along, valid, settings)
+    return carry_out(knowledge, x, neighbors, along, valid, settings, budget)
 
 
 def carry_out(
@@ -140,6 +121,7 @@ def carry_out(
     along: NDArray[np.float32],
     valid: NDArray[np.bool_],
     settings: WalkSettings,
+    budget: Budget,
     *,
     label: str = "walk",
     earlier: Sequence[list[Pick]] = (),
@@ -147,49 +129,103 @@ def carry_out(
 ) -> Selection:
     """Split the budget over the components, and walk one after another.
 
+    Of a budget in tokens, what a component has left goes to the next.
+
     Args:
         along, valid: what `align` gives for the components.
         label: heads the log lines.
         earlier: picks of the first components, if an earlier walk finished those.
         save: is given each further component and its picks as soon as they are made.
     """
-    budget = budget_of(len(x), settings.fraction)
-    budgets = split_budget(budget, knowledge.weights)
+    budgets = split_budget(budget.amount, knowledge.weights)
     walk = Walk(
         x, neighbors, along, valid, delta=settings.delta, on_exhausted=settings.on_exhausted
     )
     picks = [pick for piece in earlier for pick in piece]
     walk.repeat(picks)
-    progress = _Progress(label, budget, len(picks))
+    spent = sum(budget.cost(pick.row) for pick in picks)
+    progress = _Progress(label, budget, spent)
     for component in range(len(earlier), len(budgets)):
-        own = []
+        own, room = [], budgets[component]
+        if budget.tokens is not None:
+            room = sum(budgets[: component + 1]) - spent
         # Products of a few rows are too small to share: threads that wait for each other made
         # them 17 times slower on a busy machine (benchmarks/walk.py).
         with threadpool_limits(1, "blas"):
-            for pick in walk.component(component, budgets[component]):
+            for pick in walk.component(component, room, budget.cost):
                 own.append(pick)
-                progress.step(len(picks) + len(own))
+                spent += budget.cost(pick.row)
+                progress.step(spent)
         picks += own
         if save:
             save(component, own)
-    if len(picks) < budget:
+    if budget.tokens is None and spent < budget.amount:
         why = (
             "every usable row is picked"
             if settings.on_exhausted == "restart"
             else "nothing else qualified, and on_exhausted is stop"
         )
-        log.warning("%s: %d of %d picked: %s", label, len(picks), budget, why)
+        log.warning("%s: %d of %d picked: %s", label, spent, budget.amount, why)
     return Selection(picks=picks, knowledge=knowledge, budgets=budgets)
 
 
-class _Progress:
-    """A log line every so often: picks, their rate, and the time left at that rate."""
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """A target of a selector, and how much of the budget it gets relative to the others."""
 
-    def __init__(self, label: str, budget: int, earlier: int) -> None:
+    target: Target
+    products: NDArray[np.float32]  # [k, n] of the selector's directions for the target
+    weight: float = 1.0
+
+
+def choose(selector: Selector, pool: Pool, aims: Sequence[Aim], budget: Budget) -> list[Pick]:
+    """Rows that a selector picks for one target after another, within the budget.
+
+    What a target has left of its share goes to the next.
+
+    Raises:
+        InputError: the selector picks a row that it may not.
+    """
+    weights = np.array([aim.weight for aim in aims])
+    rooms = np.cumsum(split_budget(budget.amount, weights / weights.sum())).tolist()
+    picks: list[Pick] = []
+    free, spent = pool.free.copy(), 0
+    for aim, room in zip(aims, rooms, strict=True):
+        own = replace(pool, free=free.copy())
+        choices = iter(selector.picks(own, aim.target, aim.products))
+        while spent < room and (choice := next(choices, None)):
+            row, score = choice
+            if not (0 <= row < len(free) and free[row]):
+                raise InputError(
+                    f"{type(selector).__name__} picked row {row}, which is picked already or not "
+                    "free: picks may yield each free row once"
+                )
+            if spent + budget.cost(row) > room:
+                break
+            free[row] = False
+            spent += budget.cost(row)
+            similarity = None if math.isnan(score) else float(score)
+            picks.append(
+                Pick(
+                    rank=len(picks),
+                    row=int(row),
+                    component=None,
+                    step=selector.step,
+                    similarity=similarity,
+                )
+            )
+    return picks
+
+
+class _Progress:
+    """A log line every so often: what is picked, its rate, and the time left at that rate."""
+
+    def __init__(self, label: str, budget: Budget, earlier: int) -> None:
         self._label, self._budget, self._earlier = label, budget, earlier
         self._began = self._said = time.monotonic()
         if earlier:
-            log.info("%s: %d of %d were picked before", label, earlier, budget)
+            of = f"{earlier} of {budget.amount} {budget.unit}"
+            log.info("%s: %s were picked before", label, of)
 
     def step(self, picked: int) -> None:
         now = time.monotonic()
@@ -198,10 +234,11 @@ class _Progress:
         self._said = now
         rate = (picked - self._earlier) / (now - self._began)
         log.info(
-            "%s: %d of %d picked, %.1f a second, about %.0f s left",
+            "%s: %d of %d %s picked, %.1f a second, about %.0f s left",
             self._label,
             picked,
-            self._budget,
+            self._budget.amount,
+            self._budget.unit,
             rate,
-            (self._budget - picked) / rate,
+            (self._budget.amount - picked) / rate,
         )

@@ -10,7 +10,7 @@ for the component at hand, and the picks since its last anchor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.rows import Rows
-
-Step = Literal["anchor", "neighbor", "fallback"]
 
 _FIRST_BLOCK = 16  # candidates looked at first; doubled from block to block
 _BLOCK_NUMBERS = 2**18  # float32 numbers of the largest block: 1 MiB, which stays in the cache
@@ -36,13 +34,18 @@ class Neighbors(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
-    """One selected row and why it was taken."""
+    """One selected row and why it was taken.
+
+    The walk's steps are anchor, neighbor and fallback. Their similarity is the cosine of a
+    neighbor to the pick before it, and otherwise to the component. Other selectors have a step
+    and a score of their own; where there is none, similarity is None.
+    """
 
     rank: int
     row: int
-    component: int
-    step: Step
-    similarity: float  # cosine: of a neighbor to the pick before it, otherwise to the component
+    component: int | None
+    step: str
+    similarity: float | None
 
 
 def align(
@@ -98,13 +101,20 @@ class Walk:
             self._free[pick.row] = False
             self._rank = pick.rank + 1
 
-    def component(self, index: int, budget: int) -> Iterator[Pick]:
-        """Make up to `budget` picks for the component, in order."""
+    def component(
+        self, index: int, budget: int, cost: Callable[[int], int] = lambda row: 1
+    ) -> Iterator[Pick]:
+        """Make picks for the component, in order, until the next one's cost exceeds what is left.
+
+        Args:
+            budget: what may be spent.
+            cost: of a row; without it, `budget` is a number of picks.
+        """
         along = self._along[index]
         order = np.argsort(-along, kind="stable")
         path = None
-        for _ in range(budget):
-            step: Step = "neighbor"
+        while budget > 0:
+            step = "neighbor"
             found = path.next_neighbor(self._neighbors) if path else None
             if path and found is None:
                 step, found = "fallback", path.fallback()
@@ -117,6 +127,10 @@ class Walk:
                 path = _Path(self._x, along, order, self._free, self._delta)
                 step, found = "anchor", path.anchor()
             row, similarity = found
+            budget -= cost(row)
+            if budget < 0:
+                self._free[row] = True  # for another component, where it may fit
+                return
             yield Pick(rank=self._rank, row=row, component=index, step=step, similarity=similarity)
             self._rank += 1
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 import time
 
-from g2is_ray.config import WalkSettings
 from g2is_ray.search import check_neighbors, require_faiss
-from g2is_ray.selection import budget_of
 from jobs.evaluate import evaluate
 from jobs.gradients import gradients
 from jobs.graph import graph, graph_settings
 from jobs.ingest import ingest
 from jobs.report import report
-from jobs.selection import select_rows, selection_names
+from jobs.selection import check_budget, select_rows
+from jobs.selection_tasks import check_selectors, selection_names
 from jobs.session import Session
 from jobs.tune import tune
 from jobs.warmup import check_folders, warm_up
@@ -26,6 +25,7 @@ def run(session: Session) -> None:
     """Do every stage that is not done."""
     require_faiss()
     check_folders(session)
+    check_selectors(session)
     for stage in STAGES:
         began = time.monotonic()
         stage(session)
@@ -40,7 +40,7 @@ def _check_sizes(session: Session) -> None:
     rows = session.workspace.require("pool", "ingest")["rows"]
     for target in selection_names(session):
         check_neighbors(graph_settings(session, target).neighbors, rows)
-        budget_of(rows, session.settings(WalkSettings, f"selections/{target}").fraction)
+        check_budget(session, target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Select rows of the pool for each target: the walk, and what it is compared with."""
+"""Select rows of the pool for each target: the selection, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -6,55 +6,32 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from g2is_ray.config import (
-    PRESETS,
-    ComparisonSettings,
-    GraphSettings,
-    JointSettings,
-    WalkSettings,
-    as_dict,
-    build,
-)
-from g2is_ray.errors import SettingError
+from g2is_ray.budget import Budget, row_budget, token_budget
+from g2is_ray.config import ComparisonSettings, SelectorSettings, WalkSettings, as_dict
+from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
 from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
-from g2is_ray.layout import JOINT, graph_stage
-from g2is_ray.rows import map_neighbors
-from g2is_ray.selection import carry_out, knowledge_of, pick_lines
+from g2is_ray.layout import GRADIENTS, POOL, graph_stage
+from g2is_ray.rows import MappedParts, map_neighbors
+from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines
+from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import Pick, align
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
-from jobs.graph import graph_settings
-from jobs.ingest import pool_settings
+from jobs.selection_tasks import Task, selection_names, tasks_of
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """A selection to be made by a walk: for one target, or for several together."""
-
-    name: str  # the target, or joint
-    variant: str
-    target_weights: dict[str, float]
-    graph: GraphSettings
-    walk: WalkSettings
-
-    @property
-    def stage(self) -> str:
-        return f"selections/{self.variant}"
-
-    @property
-    def is_joint(self) -> bool:
-        return self.name not in self.target_weights
+Directions = list[NDArray[np.floating]]
+Picked = tuple[list[Pick], dict[str, Any]]  # and the summary
 
 
 def select_rows(session: Session) -> None:
@@ -62,81 +39,33 @@ def select_rows(session: Session) -> None:
 
     With `joint`, T is one name for all targets together.
     """
-    names = selection_names(session)
-    tasks = [task for name in names for task in _tasks(session, name)]
+    tasks = [task for name in selection_names(session) for task in tasks_of(session, name)]
     left = [task for task in tasks if _begin(session, task)]
     for center in (True, False):
-        _walk_all(session, [task for task in left if task.graph.center == center])
-    for name in names:
-        if "random" in _baselines(session, name):
-            _random(session, name, f"{name}@random")
+        own = [task for task in left if task.graph.center == center]
+        if own:
+            _select_all(_Source(session.workspace, center), own)
 
 
-def selection_names(session: Session) -> list[str]:
-    """What is selected for: each target, or all together.
-
-    Raises:
-        SettingError: a target bears the name of the joint selection.
-    """
-    targets = session.targets()
-    if not session.settings(JointSettings).joint:
-        return targets
-    if JOINT in targets:
-        raise SettingError(f"a target is named {JOINT}, as is the selection of --joint; rename it")
-    return [JOINT]
+def check_budget(session: Session, name: str) -> None:
+    """Refuse a budget that would be refused after the hours that gradients take."""
+    stage = f"selections/{name}"
+    walk, chosen = session.settings(WalkSettings, stage), session.settings(SelectorSettings, stage)
+    _Source(session.workspace, True).budget(walk.fraction, chosen.budget_tokens)
 
 
-def _target_weights(session: Session, name: str) -> dict[str, float]:
-    settings = session.settings(JointSettings, f"selections/{name}")
-    if not session.settings(JointSettings).joint:
-        return {name: 1.0}
-    targets = session.targets()
-    for unknown in settings.target_weight.keys() - set(targets):
-        raise SettingError(
-            f"target_weight {unknown} names no target; there are {', '.join(targets)}"
-        )
-    return {target: settings.target_weight.get(target, 1.0) for target in targets}
-
-
-def _baselines(session: Session, name: str) -> tuple[str, ...]:
-    return session.settings(ComparisonSettings, f"selections/{name}").baselines
-
-
-def _tasks(session: Session, name: str) -> Iterator[_Task]:
-    graph = graph_settings(session, name)
-    settings = session.settings(WalkSettings, f"selections/{name}")
-    weights = _target_weights(session, name)
-    yield _Task(name=name, variant=name, target_weights=weights, graph=graph, walk=settings)
-    for baseline in _baselines(session, name):
-        if baseline in PRESETS:
-            overlay = PRESETS[baseline]
-            yield _Task(
-                name=name,
-                variant=f"{name}@{baseline}",
-                target_weights=weights,
-                graph=build(GraphSettings, as_dict(graph) | overlay),
-                walk=build(WalkSettings, as_dict(settings) | overlay),
-            )
-
-
-def _begin(session: Session, task: _Task) -> bool:
+def _begin(session: Session, task: Task) -> bool:
     """Record what makes the selection; whether it is still to be made."""
-    workspace = session.workspace
-    graph_folder = graph_stage(task.graph.center)
-    target_folders = [f"targets/{target}/gradients" for target in task.target_weights]
-    workspace.require_current(graph_folder, "graph" if task.graph.center else "graph --no-center")
-    workspace.require_current("gradients", "gradients")
-    for folder in target_folders:
-        workspace.require(folder, "gradients")
+    workspace, inputs = session.workspace, task.inputs()
+    for folder, command in inputs.items():
+        workspace.require_current(folder, command)
     comparison = session.settings(ComparisonSettings, f"selections/{task.name}")
+    weights = {"target_weight": task.target_weights} if task.is_joint else {}
     session.begin(
         task.stage,
-        task.graph,
-        task.walk,
-        inputs=["gradients", graph_folder, *target_folders],
-        facts={"target_weight": task.target_weights} if task.is_joint else {},
-        remember=as_dict(comparison)
-        | ({"target_weight": task.target_weights} if task.is_joint else {}),
+        inputs=[*inputs, *([f"selections/{task.name}"] if task.follows_main else [])],
+        facts=task.decides(),
+        remember=as_dict(task.graph, task.walk, task.chosen, comparison) | weights,
         grown="redo",
     )
     if workspace.receipt(task.stage):
@@ -145,47 +74,168 @@ def _begin(session: Session, task: _Task) -> bool:
     return True
 
 
-def _walk_all(session: Session, tasks: Sequence[_Task]) -> None:
+class _Source:
+    """The pool as selections read it: each thing once, and only when it is asked for."""
+
+    def __init__(self, workspace: Workspace, center: bool) -> None:
+        self.workspace, self._center = workspace, center
+        self.examples = ExampleSet(workspace, POOL)
+
+    @cached_property
+    def x(self) -> GradientSet:
+        return GradientSet(self.workspace, GRADIENTS, center=self._center)
+
+    @cached_property
+    def neighbors(self) -> MappedParts:
+        return map_neighbors(self.workspace, graph_stage(self._center))
+
+    @cached_property
+    def supervised_tokens(self) -> NDArray[np.int64]:
+        rows = self.examples.read_all(["supervised_tokens"])
+        return np.fromiter((row["supervised_tokens"] for row in rows), dtype=np.int64)
+
+    def texts(self) -> Iterator[str]:
+        return (_text(row["messages"]) for row in self.examples.read_all(["messages"]))
+
+    def budget(self, fraction: float, tokens: int) -> Budget:
+        if tokens:
+            return token_budget(self.supervised_tokens, tokens)
+        return row_budget(self.examples.rows, fraction)
+
+    def budget_of(self, task: Task) -> Budget:
+        tokens = task.chosen.budget_tokens
+        if not task.follows_main:
+            return self.budget(task.walk.fraction, tokens)
+        main = self.workspace.require(f"selections/{task.name}", "select")
+        if tokens:
+            return Budget(amount=main["supervised_tokens"], tokens=self.supervised_tokens)
+        return Budget(amount=main["selected"])
+
+
+def _text(messages: Sequence[dict[str, str]]) -> str:
+    return "\n".join(message["content"] or "" for message in messages)
+
+
+def _select_all(source: _Source, tasks: Sequence[Task]) -> None:
     """Make selections that read the pool's rows alike, after one pass over it for them all."""
-    if not tasks:
-        return
-    workspace, began = session.workspace, time.monotonic()
-    x = GradientSet(workspace, "gradients", center=tasks[0].graph.center)
-    neighbors = map_neighbors(workspace, graph_stage(tasks[0].graph.center))
-    knowledge = [_knowledge(workspace, task, x) for task in tasks]
-    along, valid = align(x, [known.components for known in knowledge])
-    log.info("walk: one pass over %d rows for %d selections", len(x), len(tasks))
-    each_pass = (time.monotonic() - began) / len(tasks)
-    for task, known, own in zip(tasks, knowledge, along, strict=True):
+    began = time.monotonic()
+    ways = [
+        _ByWalk(source, task) if task.selector is None else _BySelector(source, task, task.selector)
+        for task in tasks
+    ]
+    directions = [own for way in ways for own in way.directions]
+    products, usable = align(source.x, directions) if directions else ([], None)
+    if directions:
+        log.info("select: one pass over %d rows for %d selections", len(source.x), len(tasks))
+    rest, each_pass = iter(products), (time.monotonic() - began) / len(tasks)
+    for task, way in zip(tasks, ways, strict=True):
         began = time.monotonic()
+        own = list(itertools.islice(rest, len(way.directions)))
+        budget = source.budget_of(task)
+        picks, summary = way.select(own, usable, budget)
+        summary |= {"unit": budget.unit}
+        _commit(source, task.stage, picks, summary, each_pass + time.monotonic() - began)
+
+
+class _ByWalk:
+    """Selects by the walk; picks of a finished component are kept."""
+
+    def __init__(self, source: _Source, task: Task) -> None:
+        self._source, self._task = source, task
+        each = {name: self._knowledge(name) for name in task.target_weights}
+        weights = task.target_weights
+        self._known = joint_knowledge(each, weights) if task.is_joint else each[task.name]
+        self.directions: Directions = [self._known.components]
+
+    def _knowledge(self, target: str) -> CoreKnowledge:
+        own = GradientSet(self._source.workspace, f"targets/{target}/gradients").read_all()
+        return knowledge_of(own, self._source.x.dimensions, self._task.walk)
+
+    def select(
+        self,
+        products: list[NDArray[np.float32]],
+        usable: NDArray[np.bool_] | None,
+        budget: Budget,
+    ) -> Picked:
+        assert usable is not None  # since there are directions
+        workspace, stage = self._source.workspace, self._task.stage
         selection = carry_out(
-            known,
-            x,
-            neighbors,
-            own,
-            valid,
-            task.walk,
-            label=task.stage,
-            earlier=list(_finished(workspace, task.stage)),
-            save=partial(_save, workspace, task.stage),
+            self._known,
+            self._source.x,
+            self._source.neighbors,
+            products[0],
+            usable,
+            self._task.walk,
+            budget,
+            label=stage,
+            earlier=list(_finished(workspace, stage)),
+            save=partial(_save, workspace, stage),
         )
-        held = ExampleSet(workspace, "pool").take(selection.rows, ["id", "record"])
-        lines = selection.lines([row["id"] for row in held])
-        seconds = each_pass + time.monotonic() - began
-        _commit(session, task.stage, lines, held, selection.summary(), seconds)
+        return selection.picks, selection.summary()
 
 
-def _knowledge(workspace: Workspace, task: _Task, x: GradientSet) -> CoreKnowledge:
-    each = {
-        target: knowledge_of(
-            GradientSet(workspace, f"targets/{target}/gradients").read_all(),
-            len(x),
-            x.dimensions,
-            task.walk,
+class _BySelector:
+    """Selects by any other selector, for one target after another in the order of their names."""
+
+    def __init__(self, source: _Source, task: Task, selector: type[Selector]) -> None:
+        self._source, self._task, self._selector = source, task, selector()
+        self._targets = [
+            _target(source.workspace, name, selector.reads, task.chosen.subtask_field)
+            for name in task.target_weights
+        ]
+        self.directions: Directions = (
+            [self._selector.directions(target) for target in self._targets]
+            if task.reads_gradients
+            else []
         )
-        for target in task.target_weights
-    }
-    return joint_knowledge(each, task.target_weights) if task.is_joint else each[task.name]
+
+    def select(
+        self,
+        products: list[NDArray[np.float32]],
+        usable: NDArray[np.bool_] | None,
+        budget: Budget,
+    ) -> Picked:
+        source, reads = self._source, self._selector.reads
+        if usable is None or not self.directions:
+            usable = source.supervised_tokens > 0
+            products = [np.empty((0, len(usable)), dtype=np.float32) for _ in self._targets]
+        given: dict[str, Any] = {"free": usable}
+        if "texts" in reads:
+            given["texts"] = source.texts
+        if "graph" in reads:
+            given["neighbors"] = source.neighbors
+        if "seed" in reads:
+            given["seed"] = self._task.seed.seed
+        weights = self._task.target_weights.values()
+        aims = [
+            Aim(target=target, products=own, weight=weight)
+            for target, own, weight in zip(self._targets, products, weights, strict=True)
+        ]
+        picks = choose(self._selector, Pool(**given), aims, budget)
+        if budget.tokens is None and len(picks) < budget.amount:
+            log.warning("%s: %d of %d picked", self._task.stage, len(picks), budget.amount)
+        counts = {"budget": budget.amount, "selected": len(picks)}
+        return picks, counts | {"components": 0, "per_component": []}
+
+
+def _target(workspace: Workspace, name: str, reads: Collection[str], field: str) -> Target:
+    """What a selector that reads so much is given of a target; subtasks are in the field."""
+    if not {"gradients", "texts"} & set(reads):
+        return Target(features=np.empty((0, 0), dtype=np.float32), texts=[], subtasks=[])
+    examples = ExampleSet(workspace, f"targets/{name}/val")
+    rows = list(examples.read_all(["messages", "record"]))
+    features = np.empty((len(rows), 0), dtype=np.float32)
+    if "gradients" in reads:
+        features = GradientSet(workspace, f"targets/{name}/gradients").read_all()
+        usable = np.flatnonzero(features.any(axis=1))
+        if not len(usable):
+            raise InputError(f"no row of the target {name} has a usable gradient")
+        features, rows = features[usable], [rows[place] for place in usable]
+    return Target(
+        features=features,
+        texts=[_text(row["messages"]) for row in rows] if "texts" in reads else [],
+        subtasks=[str(json.loads(row["record"]).get(field, "")) for row in rows],
+    )
 
 
 def _finished(workspace: Workspace, stage: str) -> Iterator[list[Pick]]:
@@ -208,47 +258,24 @@ def _piece(component: int) -> str:
     return f"component-{component:05d}"
 
 
-def _random(session: Session, target: str, variant: str) -> None:
-    """As many rows as the target's selection has, drawn at random."""
-    workspace = session.workspace
-    main = workspace.require(f"selections/{target}", "select")
-    stage = f"selections/{variant}"
-    _, _, seed = pool_settings(session)
-    session.begin(stage, seed, inputs=["pool", f"selections/{target}"], grown="redo")
-    if workspace.receipt(stage):
-        log.info("%s: already done", stage)
-        return
-    began = time.monotonic()
-    pool = ExampleSet(workspace, "pool")
-    rng = np.random.default_rng([seed.seed, 1])  # not the warm-up's draw
-    rows = rng.choice(pool.rows, size=main["selected"], replace=False).tolist()
-    held = pool.take(rows, ["id", "record"])
-    picks = [
-        {"rank": rank, "row": row, "component": None, "step": "random", "similarity": None}
-        | {"id": one["id"]}
-        for rank, (row, one) in enumerate(zip(rows, held, strict=True))
-    ]
-    lines = "".join(json.dumps(pick) + "\n" for pick in picks).encode()
-    summary = {"budget": len(rows), "selected": len(rows), "components": 0, "per_component": []}
-    _commit(session, stage, lines, held, summary, time.monotonic() - began)
-
-
 def _commit(
-    session: Session,
-    stage: str,
-    lines: bytes,
-    held: list[dict[str, Any]],
-    summary: dict[str, Any],
-    seconds: float,
+    source: _Source, stage: str, picks: list[Pick], summary: dict[str, Any], seconds: float
 ) -> None:
+    columns = ["id", "record", "supervised_tokens"]
+    held = source.examples.take([pick.row for pick in picks], columns)
+    summary |= {"supervised_tokens": sum(row["supervised_tokens"] for row in held)}
     files = {
-        "selection.jsonl": lines,
+        "selection.jsonl": pick_lines(picks, [row["id"] for row in held]),
         "selected.jsonl": "".join(row["record"] + "\n" for row in held).encode(),
         "summary.json": (json.dumps(summary, indent=1) + "\n").encode(),
     }
     facts = {**summary, "seconds": round(seconds, 3)}
-    session.workspace.commit(stage, STAGE_RECEIPT, files, facts)
-    log.info("%s: %d of %d selected", stage, summary["selected"], summary["budget"])
+    source.workspace.commit(stage, STAGE_RECEIPT, files, facts)
+    log.info(
+        "%s: %d rows with %d supervised tokens, of a budget of %d %s",
+        stage,
+        *(summary[key] for key in ("selected", "supervised_tokens", "budget", "unit")),
+    )
 
 
 def selected_rows(session: Session, variant: str) -> list[int]:

@@ -31,14 +31,15 @@ ENTRYPOINT = "python -m jobs.pipeline --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
 _FILES = ("pool", "append", "target", "test")  # settings that name files of rows
 _FOLDERS = ("model", "warmup_from")  # settings that may name folders
+_SELECTORS = ("selector", "baselines")  # settings that may name files of code
 _UPLOAD_BYTES = 500 * 2**20  # Ray's limit
 
 
 def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int:
     """Run the main job with the settings `values` on the cluster at `values["address"]`.
 
-    The job gets one configuration file with all settings, and the files of rows that they name by
-    relative paths. Absolute paths and URLs are the cluster's.
+    The job gets one configuration file with all settings, and the files of rows and of selectors
+    that they name by relative paths. Absolute paths and URLs are the cluster's.
 
     Args:
         workspace: URL or absolute path that every node of the cluster reaches.
@@ -115,6 +116,8 @@ def _files_of(settings: Mapping[str, Any]) -> list[str]:
                     "every node of the cluster has, or for a model its name on the hub"
                 )
     sources = [source for name in _FILES for source in _texts(settings.get(name, ()))]
+    selectors = [one for name in _SELECTORS for one in _texts(settings.get(name, ()))]
+    sources += [name.rpartition(":")[0] for name in selectors if ".py:" in name]
     local = [s for s in sources if "://" not in s and not s.startswith(("/", "~"))]
     files = expand(local)
     for file in files:

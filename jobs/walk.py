@@ -10,11 +10,12 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 from g2is_ray.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
+from g2is_ray.budget import row_budget
 from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
 from g2is_ray.errors import SettingError
 from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
-from g2is_ray.selection import check_shapes, select
+from g2is_ray.selection import check_dimensions, pick_lines, select
 from g2is_ray.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
         raise SettingError("graph and neighbors exclude each other: a given graph has its own k")
     raw = gradients_from(arrays.train)
     target = gradients_from(arrays.target)
-    check_shapes(len(raw), raw.shape[1], target, settings)
+    check_dimensions(raw.shape[1], target)
+    row_budget(len(raw), settings.fraction)  # refused before the graph is built
     output = Workspace(arrays.output)
     x = normalize(raw, mean_of_valid(raw) if arrays.center else None)
     neighbors = (
@@ -66,7 +68,7 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
     )
     selection = select(ArrayRows(x), neighbors, target, settings)
     summary = selection.summary()
-    output.write_bytes("selection.jsonl", selection.lines())
+    output.write_bytes("selection.jsonl", pick_lines(selection.picks))
     output.write_json("summary.json", summary)
     log.info(
         "walk: %d of %d selected over %d components, in %s",

@@ -8,97 +8,29 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from selection_workspace import TARGETS, files, make_workspace, selections
 
 from g2is_ray.config import PRESETS, WalkSettings
-from g2is_ray.examples import SCHEMA
-from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.features import GradientSet
 from g2is_ray.layout import graph_stage, score_name, variants_in
 from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
 from g2is_ray.selection import select
-from g2is_ray.storage import array_bytes
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.workspace import Workspace
 
-PART_ROWS, PARTS, DIMENSIONS = 40, 6, 24
-ROWS = PART_ROWS * PARTS
-TARGETS = ("code", "law", "math")
 SETTINGS = {"fraction": 0.2, "explained_variance": 0.9}
-
-
-def clustered(rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Gradients [n, d] around eight centers and a common direction; the same centers always."""
-    centers = np.random.default_rng(7).standard_normal((9, DIMENSIONS))
-    own = centers[rng.integers(0, 8, rows)] + rng.standard_normal((rows, DIMENSIONS)) + centers[8]
-    return own.astype(np.float32)
-
-
-def write_gradients(held: Workspace, stage: str, x: np.ndarray) -> None:
-    held.begin(stage, {})
-    parts = [x[first : first + PART_ROWS] for first in range(0, len(x), PART_ROWS)]
-    for part, own in enumerate(parts):
-        held.commit(stage, part_name(part), gradient_files(part, own), {"rows": len(own)})
-    invalid = int((~x.any(axis=1)).sum())
-    held.conclude(stage, {"rows": len(x), "parts": len(parts), "invalid": invalid})
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[[str], Workspace]:
-    """Makes a workspace of that name with everything that `g2is select` reads."""
-
-    def build(name: str) -> Workspace:
-        held, rng = Workspace(str(tmp_path / name)), np.random.default_rng(0)
-        x = clustered(ROWS, rng)
-        x[[5, 100]] = 0
-        model = {"model": "none"}
-        held.begin("pool", model, arguments=model)
-        for part in range(PARTS):
-            first = part * PART_ROWS
-            rows = [
-                {"id": f"id-{row}", "record": json.dumps({"row": row})}
-                for row in range(first, first + PART_ROWS)
-            ]
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
-            held.write_bytes(f"pool/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
-        held.conclude("pool", {"rows": ROWS, "parts": PARTS, "part_rows": PART_ROWS})
-        write_gradients(held, "gradients", x)
-        for target in TARGETS:
-            held.begin(f"targets/{target}/val", {})
-            write_gradients(held, f"targets/{target}/gradients", clustered(12, rng))
-        for center in (True, False):
-            stage = graph_stage(center)
-            held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
-            near = knn_graph(GradientSet(held, "gradients", center=center).read_all(), 6)
-            for part, own in enumerate(np.split(near, PARTS)):
-                held.write_bytes(f"{stage}/{part_name(part)}.neighbors.npy", array_bytes(own))
-            held.conclude(stage, {"rows": ROWS, "parts": PARTS})
-        return held
-
-    return build
+    return lambda name: make_workspace(tmp_path / name)
 
 
 def arguments(held: Workspace, *more: str) -> list[str]:
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     baselines = ["--baselines", "random", "paper"]
     return ["select", "--workspace", held.location(""), *settings, *baselines, *more]
-
-
-def files(held: Workspace, stage: str) -> dict[str, bytes]:
-    return {name: held.read_bytes(f"{stage}/{name}") for name in held.names(stage)}
-
-
-def selections(held: Workspace) -> dict[str, bytes]:
-    """All files of all selections but the receipts, which hold seconds."""
-    return {
-        f"{variant}/{name}": data
-        for variant in held.names("selections")
-        for name, data in files(held, f"selections/{variant}").items()
-        if name != "receipt.json"
-    }
 
 
 @pytest.mark.parametrize("preset", ["recommended", "paper"])

@@ -103,9 +103,13 @@ def test_a_folder_of_this_machine_is_refused(setting, here, refused):
     assert sentence.startswith(f"{setting.replace('-', '_')} data is a folder of this machine")
 
 
-def test_a_missing_file_is_refused(here, refused):
-    sentence = refused(*arguments(NOWHERE, "/ws", "--pool", "none.jsonl"))
-    assert sentence == "none.jsonl: no such file or directory; check the path"
+@pytest.mark.parametrize(
+    ("setting", "value"), [("pool", "none"), ("selector", "none.py:A"), ("baselines", "none.py:A")]
+)
+def test_a_missing_file_is_refused(setting, value, here, refused):
+    sentence = refused(*arguments(NOWHERE, "/ws", f"--{setting}", value))
+    missing = value.removesuffix(":A")
+    assert sentence == f"{missing}: no such file or directory; check the path"
 
 
 def test_a_file_above_the_current_folder_is_refused(here, refused, monkeypatch):

@@ -1,0 +1,88 @@
+"""Selectors by gradients: how far a step on a row goes towards the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g2is_ray.arrays import normalize
+from g2is_ray.knowledge import core_knowledge
+from g2is_ray.selector import Choice, Pool, Selector, Target, best_first, descending, round_robin
+
+
+class Less(Selector):
+    """Cosine to the target's rows: mean within a subtask, maximum over subtasks.
+
+    Source: LESS (arXiv 2402.04333), section 4.2.
+    """
+
+    step = "influence"
+
+    def directions(self, target: Target) -> NDArray[np.floating]:
+        return target.subtask_means()  # a mean of products is the product with the mean
+
+    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        return best_first(products.max(axis=0), pool.free)
+
+
+class LessRoundRobin(Selector):
+    """Each target row in turn takes the row with the largest cosine to it that is left."""
+
+    step = "turn"
+
+    def directions(self, target: Target) -> NDArray[np.floating]:
+        return target.features
+
+    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        return round_robin(products, pool.free)
+
+
+class GraphDiverse(Less):
+    """As `Less`, but the neighbors of a pick are left out.
+
+    When nothing else is left, the round begins anew with those that were left out.
+    """
+
+    reads = frozenset({"gradients", "graph"})
+
+    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        scores, left = products.max(axis=0), pool.free.copy()
+        while left.any():
+            allowed = left.copy()
+            for row in descending(scores, left):
+                if allowed[row]:
+                    near = pool.neighbors[row]
+                    allowed[near[near >= 0]] = False
+                    left[row] = False
+                    yield row, float(scores[row])
+
+
+class Gist(Selector):
+    """Cosine to the target within the subspace of its gradients, each direction counted alike.
+
+    The subspace is that of the leading uncentered principal components. Coordinates in it are
+    divided by the target's own spread (whitened). As in `Less`, the cosine is to the mean of a
+    subtask, and the largest over subtasks counts.
+
+    Source: after GIST (arXiv 2602.18584); how many components, and whitening, are our choice.
+    """
+
+    step = "influence"
+    explained_variance: ClassVar[float] = 0.9
+    """Share of the target's squared length that the subspace keeps."""
+
+    def directions(self, target: Target) -> NDArray[np.floating]:
+        known = core_knowledge(
+            target.features, explained_variance=self.explained_variance, pca="uncentered"
+        )
+        return known.components / np.sqrt(known.explained_variance_ratio)[:, None]
+
+    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        aims = normalize(target.subtask_means() @ self.directions(target).T)  # [s, k]
+        lengths = np.sqrt(np.einsum("kn,kn->n", products, products))
+        along = (aims.astype(np.float32) @ products).max(axis=0)
+        cosines = np.divide(along, lengths, out=np.zeros_like(along), where=lengths > 0)
+        return best_first(cosines, pool.free)

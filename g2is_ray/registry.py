@@ -1,0 +1,106 @@
+"""Selectors by name: those that come with g2is-ray, and a user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g2is_ray.errors import InputError
+from g2is_ray.influence import Gist, GraphDiverse, Less, LessRoundRobin
+from g2is_ray.lexical import Bm25, Tfidf
+from g2is_ray.selector import Choice, Pool, Reads, Selector, Target
+
+log = logging.getLogger(__name__)
+
+
+class Random(Selector):
+    """Rows drawn at random."""
+
+    reads = frozenset({"seed"})
+    step = "random"
+
+    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        rng = np.random.default_rng([pool.seed, 1])  # not the warm-up's draw
+        return ((row, np.nan) for row in rng.permutation(np.flatnonzero(pool.free)).tolist())
+
+
+_CLASSES: dict[str, type[Selector]] = {
+    "random": Random,
+    "less": Less,
+    "less-round-robin": LessRoundRobin,
+    "gist": Gist,
+    "graph-diverse": GraphDiverse,
+    "tfidf": Tfidf,
+    "bm25": Bm25,
+}
+
+
+def is_own(name: str) -> bool:
+    """Whether a selector is a user's own, named as FILE.py:CLASS or MODULE:CLASS."""
+    return ":" in name
+
+
+def short_name(name: str) -> str:
+    """What a selector is called in the workspace: its name, or that of a user's class."""
+    return name.rpartition(":")[2]
+
+
+def find(name: str) -> type[Selector]:
+    """The class of a selector other than the walk. Runs the code of a user's own.
+
+    Raises:
+        InputError: there is no such file, module or class, or it cannot be used.
+    """
+    return _load(name) if is_own(name) else _CLASSES[name]
+
+
+def source_hash(selector: type[Selector]) -> str:
+    """SHA-256 of the file that holds a user's selector; of what it imports, nothing is known."""
+    return hashlib.sha256(Path(inspect.getfile(selector)).read_bytes()).hexdigest()
+
+
+def _load(name: str) -> type[Selector]:
+    place, _, class_name = name.rpartition(":")
+    log.warning("selector %s: runs the code of %s", name, place)
+    try:
+        module = _file_module(place) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"selector {name}: {place} cannot be imported: {why}") from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, Selector)):
+        raise InputError(
+            f"selector {name}: {place} has no class {class_name} that derives from "
+            "g2is_ray.selector.Selector"
+        )
+    if unknown := sorted(found.reads - set(get_args(Reads))):
+        raise InputError(
+            f"selector {name}: reads may hold {', '.join(get_args(Reads))}, got {unknown[0]}"
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise InputError(f"selector {name}: {class_name} does not define {missing}")
+    return found
+
+
+def _file_module(path: str) -> ModuleType:
+    """The module that a file holds, under a name that no other module has."""
+    name = re.sub(r"\W", "_", str(Path(path).resolve()))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as dataclasses and inspect.getfile expect
+    spec.loader.exec_module(module)
+    return module

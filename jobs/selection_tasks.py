@@ -1,0 +1,189 @@
+"""What is to be selected: each target's selection and its baselines, and what decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from g2is_ray.config import (
+    PAPER,
+    PRESETS,
+    WALK,
+    ComparisonSettings,
+    GraphSettings,
+    JointSettings,
+    SeedSettings,
+    SelectorSettings,
+    WalkSettings,
+    as_dict,
+    build,
+)
+from g2is_ray.errors import SettingError
+from g2is_ray.layout import GRADIENTS, JOINT, POOL, graph_stage
+from g2is_ray.registry import find, is_own, short_name, source_hash
+from g2is_ray.selector import Selector
+from jobs.graph import graph_settings
+from jobs.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A selection to be made, for one target or for several together."""
+
+    name: str  # the target, or joint
+    baseline: str  # what it is compared with; empty for the selection itself
+    target_weights: dict[str, float]
+    selector: type[Selector] | None  # None is the walk
+    chosen: SelectorSettings
+    graph: GraphSettings
+    walk: WalkSettings
+    seed: SeedSettings
+
+    @property
+    def variant(self) -> str:
+        return f"{self.name}@{self.baseline}" if self.baseline else self.name
+
+    @property
+    def stage(self) -> str:
+        return f"selections/{self.variant}"
+
+    @property
+    def is_joint(self) -> bool:
+        return self.name not in self.target_weights
+
+    @property
+    def follows_main(self) -> bool:
+        """Whether it spends what the selection beside it has spent."""
+        return bool(self.baseline) and self.selector is not None
+
+    @property
+    def reads_gradients(self) -> bool:
+        return self.selector is None or "gradients" in self.selector.reads
+
+    def inputs(self) -> dict[str, str]:
+        """Stages that decide the selection, each with the command that makes it."""
+        reads = {"gradients", "graph"} if self.selector is None else self.selector.reads
+        found: dict[str, str] = {}
+        if "graph" in reads or ("gradients" in reads and self.graph.center):  # the graph's mean
+            command = "graph" if self.graph.center else "graph --no-center"
+            found[graph_stage(self.graph.center)] = command
+        if "gradients" in reads:
+            found[GRADIENTS] = "gradients"
+            found |= {f"targets/{name}/gradients": "gradients" for name in self.target_weights}
+        if "texts" in reads or "gradients" not in reads:
+            found[POOL] = "ingest"
+        if "texts" in reads:
+            found |= {f"targets/{name}/val": "ingest" for name in self.target_weights}
+        return found
+
+    def decides(self) -> dict[str, Any]:
+        """Settings that decide the selection."""
+        tokens = self.chosen.budget_tokens
+        amount = {"budget_tokens": tokens} if tokens else {"fraction": self.walk.fraction}
+        if self.selector is None:
+            facts = {"selector": WALK} | as_dict(self.graph, self.walk)
+            del facts["fraction"]
+        else:
+            facts = self._decides_selector(self.selector)
+        if not self.follows_main:
+            facts |= amount
+        if self.is_joint:
+            facts["target_weight"] = self.target_weights
+        return facts
+
+    def _decides_selector(self, selector: type[Selector]) -> dict[str, Any]:
+        facts: dict[str, Any] = {"selector": self.baseline or short_name(self.chosen.selector)}
+        if "gradients" in selector.reads:
+            facts["center"] = self.graph.center
+        if selector.reads & {"gradients", "texts"}:
+            facts["subtask_field"] = self.chosen.subtask_field
+        if "seed" in selector.reads:
+            facts["seed"] = self.seed.seed
+        if selector.__module__.partition(".")[0] != "g2is_ray":
+            facts["source_sha256"] = source_hash(selector)
+        return facts
+
+
+def selection_names(session: Session) -> list[str]:
+    """What is selected for: each target, or all together.
+
+    Raises:
+        SettingError: a target bears the name of the joint selection.
+    """
+    targets = session.targets()
+    if not session.settings(JointSettings).joint:
+        return targets
+    if JOINT in targets:
+        raise SettingError(f"a target is named {JOINT}, as is the selection of --joint; rename it")
+    return [JOINT]
+
+
+def tasks_of(session: Session, name: str) -> Iterator[Task]:
+    """The selection of that name, and then what it is compared with.
+
+    Runs the code of a user's own selectors.
+    """
+    main = f"selections/{name}"
+    graph = graph_settings(session, name)
+    walk = session.settings(WalkSettings, main)
+    chosen = session.settings(SelectorSettings, main)
+    seed = session.settings(SeedSettings, POOL)
+    weights = _target_weights(session, name)
+
+    def task(selector: str, baseline: str = "") -> Task:
+        overlay = PRESETS[PAPER] if baseline == PAPER else {}
+        return Task(
+            name=name,
+            baseline=baseline,
+            target_weights=weights,
+            selector=None if selector in (WALK, PAPER) else _find(session, selector),
+            chosen=chosen,
+            graph=build(GraphSettings, as_dict(graph) | overlay),
+            walk=build(WalkSettings, as_dict(walk) | overlay),
+            seed=seed,
+        )
+
+    yield task(chosen.selector)
+    baselines: dict[str, str] = {}
+    for selector in session.settings(ComparisonSettings, main).baselines:
+        if selector == chosen.selector:
+            continue  # it would be compared with itself
+        short = short_name(selector)
+        if baselines.setdefault(short, selector) != selector:
+            raise SettingError(
+                f"baselines {baselines[short]} and {selector} would both be called {short}: rename "
+                "one class"
+            )
+    for short, selector in baselines.items():
+        yield task(selector, short)
+
+
+def check_selectors(session: Session) -> None:
+    """Refuse a user's selector that cannot be loaded before hours of work are done for it."""
+    settings = session.settings(SelectorSettings), session.settings(ComparisonSettings)
+    for name in (settings[0].selector, *settings[1].baselines):
+        if is_own(name):
+            _find(session, name)
+
+
+def _find(session: Session, name: str) -> type[Selector]:
+    asked_for = {session.given.get("selector"), *session.given.get("baselines", ())}
+    if is_own(name) and name not in asked_for:
+        raise SettingError(
+            f"the workspace names the selector {name}, whose code is run only if you ask for it: "
+            "name it with --selector or --baselines again"
+        )
+    return find(name)
+
+
+def _target_weights(session: Session, name: str) -> dict[str, float]:
+    settings = session.settings(JointSettings, f"selections/{name}")
+    if not session.settings(JointSettings).joint:
+        return {name: 1.0}
+    targets = session.targets()
+    for unknown in settings.target_weight.keys() - set(targets):
+        raise SettingError(
+            f"target_weight {unknown} names no target; there are {', '.join(targets)}"
+        )
+    return {target: settings.target_weight.get(target, 1.0) for target in targets}

@@ -1,0 +1,93 @@
+"""A workspace with everything that `g2is select` reads, made without Ray or a model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from g2is_ray.examples import SCHEMA
+from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.layout import graph_stage
+from g2is_ray.search import knn_graph
+from g2is_ray.storage import array_bytes
+from g2is_ray.workspace import Workspace, part_name
+
+PART_ROWS, PARTS, DIMENSIONS = 40, 6, 24
+ROWS, TARGET_ROWS = PART_ROWS * PARTS, 12
+TARGETS = ("code", "law", "math")
+
+
+def clustered(rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Gradients [n, d] around eight centers and a common direction; the same centers always."""
+    centers = np.random.default_rng(7).standard_normal((9, DIMENSIONS))
+    own = centers[rng.integers(0, 8, rows)] + rng.standard_normal((rows, DIMENSIONS)) + centers[8]
+    return own.astype(np.float32)
+
+
+def conversation(rng: np.random.Generator) -> dict:
+    words = " ".join(f"word{number}" for number in rng.integers(0, 50, 6))
+    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
+    return {"messages": messages, "supervised_tokens": int(rng.integers(1, 30))}
+
+
+def write_rows(held: Workspace, stage: str, part: int, rows: list[dict]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+    held.write_bytes(f"{stage}/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
+
+
+def write_gradients(held: Workspace, stage: str, x: np.ndarray) -> None:
+    held.begin(stage, {})
+    parts = [x[first : first + PART_ROWS] for first in range(0, len(x), PART_ROWS)]
+    for part, own in enumerate(parts):
+        held.commit(stage, part_name(part), gradient_files(part, own), {"rows": len(own)})
+    invalid = int((~x.any(axis=1)).sum())
+    held.conclude(stage, {"rows": len(x), "parts": len(parts), "invalid": invalid})
+
+
+def make_workspace(folder: Path) -> Workspace:
+    held, rng = Workspace(str(folder)), np.random.default_rng(0)
+    x = clustered(ROWS, rng)
+    x[[5, 100]] = 0
+    model = {"model": "none"}
+    held.begin("pool", model, arguments=model)
+    for part in range(PARTS):
+        first = part * PART_ROWS
+        rows = [
+            {"id": f"id-{row}", "record": json.dumps({"row": row})} | conversation(rng)
+            for row in range(first, first + PART_ROWS)
+        ]
+        write_rows(held, "pool", part, rows)
+    held.conclude("pool", {"rows": ROWS, "parts": PARTS, "part_rows": PART_ROWS})
+    write_gradients(held, "gradients", x)
+    for target in TARGETS:
+        val = f"targets/{target}/val"
+        held.begin(val, {})
+        tasks = [{"record": json.dumps({"subtask": row % 3})} for row in range(TARGET_ROWS)]
+        write_rows(held, val, 0, [row | conversation(rng) for row in tasks])
+        held.conclude(val, {"rows": TARGET_ROWS, "parts": 1, "part_rows": PART_ROWS})
+        write_gradients(held, f"targets/{target}/gradients", clustered(TARGET_ROWS, rng))
+    for center in (True, False):
+        stage = graph_stage(center)
+        held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
+        near = knn_graph(GradientSet(held, "gradients", center=center).read_all(), 6)
+        for part, own in enumerate(np.split(near, PARTS)):
+            held.write_bytes(f"{stage}/{part_name(part)}.neighbors.npy", array_bytes(own))
+        held.conclude(stage, {"rows": ROWS, "parts": PARTS})
+    return held
+
+
+def files(held: Workspace, stage: str) -> dict[str, bytes]:
+    return {name: held.read_bytes(f"{stage}/{name}") for name in held.names(stage)}
+
+
+def selections(held: Workspace) -> dict[str, bytes]:
+    """All files of all selections but the receipts, which hold seconds."""
+    return {
+        f"{variant}/{name}": data
+        for variant in held.names("selections")
+        for name, data in files(held, f"selections/{variant}").items()
+        if name != "receipt.json"
+    }

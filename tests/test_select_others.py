@@ -1,0 +1,203 @@
+"""`g2is select` with other selectors than the walk: records, budgets, targets, a user's own."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selection_workspace import ROWS, TARGETS, make_workspace, selections
+
+from g2is_ray.arrays import normalize
+from g2is_ray.config import SELECTORS
+from g2is_ray.features import GradientSet
+from g2is_ray.findings import target_view
+from g2is_ray.workspace import Workspace
+
+OTHERS = [name for name in SELECTORS if name != "walk"]
+LAW = ("--target", "law=val.jsonl")
+OWN = """
+import numpy as np
+from g2is_ray.selector import Selector, best_first
+
+class Longest(Selector):
+    reads = frozenset({"texts"})
+    step = "length"
+
+    def picks(self, pool, target, products):
+        return best_first(np.array([float(len(text)) for text in pool.texts()]), pool.free)
+"""
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Workspace:
+    return make_workspace(tmp_path / "ws")
+
+
+def arguments(held: Workspace, *more: str, fraction: str = "0.2") -> list[str]:
+    return ["select", "--workspace", held.location(""), "--fraction", fraction, *more]
+
+
+def picks(held: Workspace, variant: str) -> list[dict]:
+    lines = held.read_bytes(f"selections/{variant}/selection.jsonl").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def summary(held: Workspace, variant: str) -> dict:
+    return held.read_json(f"selections/{variant}/summary.json")
+
+
+def test_every_selector_selects_for_every_target(held, g2is):
+    g2is(*arguments(held, "--baselines", "paper", *OTHERS))
+    for target in TARGETS:
+        assert {pick["step"] for pick in picks(held, target)} <= {"anchor", "neighbor", "fallback"}
+        for name in OTHERS:
+            made = picks(held, f"{target}@{name}")
+            assert len({pick["row"] for pick in made}) == len(made) == 48
+            assert [pick["id"] for pick in made] == [f"id-{pick['row']}" for pick in made]
+            assert len({pick["step"] for pick in made}) == 1
+            assert not {5, 100} & {pick["row"] for pick in made} or name in "random tfidf bm25"
+        scores = [pick["similarity"] for pick in picks(held, f"{target}@less")]
+        assert scores == sorted(scores, reverse=True)
+        assert {pick["similarity"] for pick in picks(held, f"{target}@random")} == {None}
+
+
+def test_any_selector_may_make_the_selection_itself(held, g2is):
+    for name in OTHERS:
+        held.remove("selections")
+        g2is(*arguments(held, *LAW, "--selector", name, "--baselines", "walk", "random"))
+        baselines = {"law@random", "law@walk"} - {f"law@{name}"}
+        assert set(held.names("selections")) == {"law", *baselines}
+        assert len(picks(held, "law")) == len(picks(held, "law@walk")) == 48
+        titles = [target_view(held, "law", ["source"] * ROWS).main.title]
+        assert titles == ["random rows" if name == "random" else f"selector {name}"]
+
+
+def test_a_selection_is_that_of_all_gradients_in_memory(held, g2is):
+    g2is(*arguments(held, *LAW, "--baselines", "less", "--subtask-field", "none"))
+    x = GradientSet(held, "gradients", center=True).read_all()
+    target = GradientSet(held, "targets/law/gradients").read_all()
+    order = np.argsort(-(x @ normalize(target).mean(axis=0)), kind="stable")
+    assert [pick["row"] for pick in picks(held, "law@less")] == order[:48].tolist()
+
+
+def test_one_pass_over_the_pool_serves_all_selectors(held, g2is, monkeypatch):
+    passes = []
+    blocks = GradientSet.blocks
+
+    def counted(self):
+        passes.append(self.stage)
+        return blocks(self)
+
+    monkeypatch.setattr(GradientSet, "blocks", counted)
+    g2is(*arguments(held, "--baselines", *OTHERS))
+    assert passes == ["gradients"]
+
+
+def test_selectors_that_read_no_gradients_need_none(held, g2is):
+    for stage in ("gradients", "graph", *(f"targets/{target}/gradients" for target in TARGETS)):
+        held.remove(stage)
+    g2is(*arguments(held, "--selector", "tfidf", "--baselines", "random", "bm25"))
+    assert len(picks(held, "math")) == len(picks(held, "math@bm25")) == 48
+
+
+def test_subtasks_are_read_from_their_field(held, g2is):
+    g2is(*arguments(held, *LAW, "--selector", "less", "--baselines", "walk"))
+    by_subtask = picks(held, "law")
+    held.remove("selections")
+    g2is(*arguments(held, *LAW, "--selector", "less", "--subtask-field", "elsewhere"))
+    assert picks(held, "law") != by_subtask
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["each", "joint"])
+def test_token_budgets_are_kept_by_all(joint, held, g2is):
+    more = ["--joint", "--target-weight", "law=3"] if joint else []
+    more += ["--budget-tokens", "300", "--baselines", "paper", *OTHERS]
+    g2is(*arguments(held, *more, fraction="0.001"))  # which alone would be no row
+    for target in ["joint"] if joint else TARGETS:
+        for variant in [target, *(f"{target}@{name}" for name in OTHERS)]:
+            found = summary(held, variant)
+            assert found["unit"] == "supervised tokens"
+            assert found["budget"] <= 300
+            assert found["budget"] - 30 < found["supervised_tokens"] <= found["budget"]
+        spent = summary(held, target)["supervised_tokens"]
+        assert summary(held, f"{target}@less")["budget"] == spent
+
+
+def test_a_token_budget_below_the_longest_row_is_refused(held, refused):
+    sentence = refused(*arguments(held, "--budget-tokens", "3"))
+    assert re.match(r"budget_tokens 3 is less than the \d+ supervised tokens of the ", sentence)
+
+
+def test_a_killed_walk_goes_on_within_its_token_budget(held, g2is):
+    budget = ["--budget-tokens", "400", "--baselines", "random"]
+    g2is(*arguments(held, *budget))
+    wanted = selections(held)
+    for file in ("selection.jsonl", "component-00001.jsonl"):
+        held.write_bytes(f"selections/law/{file}", b"{}")
+    g2is(*arguments(held, *budget))
+    assert selections(held) == wanted
+
+
+def test_other_settings_make_another_selection(held, g2is, refused):
+    g2is(*arguments(held, "--selector", "less"))
+    assert 'was made with selector "less", now it is "gist"' in refused(
+        *arguments(held, "--selector", "gist")
+    )
+    sentence = refused(*arguments(held, "--selector", "less", fraction="0.1"))
+    assert "was made with fraction 0.2, now it is 0.1" in sentence
+
+
+def test_a_selector_that_there_is_not_is_refused_with_those_that_there_are(held, refused):
+    wanted = f"{', '.join(SELECTORS)}, or FILE.py:CLASS for one of your own, got 'lss': "
+    sentence = refused(*arguments(held, "--selector", "lss"))
+    assert sentence.startswith(f"selector should be {wanted}")
+    sentence = refused(*arguments(held, "--baselines", "random", "lss"))
+    assert sentence.startswith(f"baselines should be paper, {wanted}")
+
+
+# ---- a selector of one's own ------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = Path("own.py")
+    file.write_text(OWN)
+    return file
+
+
+def test_ones_own_selector_selects(held, own, g2is):
+    g2is(*arguments(held, "--selector", "own.py:Longest", "--baselines", "walk"))
+    made = picks(held, "law")
+    scores = [pick["similarity"] for pick in made]
+    assert scores == sorted(scores, reverse=True)
+    assert {pick["step"] for pick in made} == {"length"}
+    g2is(*arguments(held, "--selector", "own.py:Longest", "--baselines", "walk"))
+
+
+def test_ones_own_selector_is_a_baseline_by_its_class(held, own, g2is):
+    g2is(*arguments(held, "--baselines", "random", "own.py:Longest"))
+    assert len(picks(held, "law@Longest")) == 48
+    assert target_view(held, "law", [""] * ROWS).others[0].title == "selector Longest"
+
+
+def test_code_that_a_workspace_names_is_not_run_unasked(held, own, g2is, refused):
+    g2is(*arguments(held, "--baselines", "own.py:Longest"))
+    own.write_text("raise SystemExit('this was run')")
+    assert refused(*arguments(held)).startswith(
+        "the workspace names the selector own.py:Longest, whose code is run only if you ask for it"
+    )
+
+
+def test_changed_code_makes_another_selection(held, own, g2is, refused):
+    command = arguments(held, "--selector", "own.py:Longest")
+    g2is(*command)
+    own.write_text(OWN.replace("float(len(text))", "-float(len(text))"))
+    assert "was made with source_sha256 " in refused(*command)
+
+
+def test_two_classes_of_one_name_are_refused(held, own, refused):
+    Path("other.py").write_text(OWN)
+    sentence = refused(*arguments(held, "--baselines", "own.py:Longest", "other.py:Longest"))
+    assert sentence.startswith("baselines own.py:Longest and other.py:Longest would both be called")
