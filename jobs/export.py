@@ -12,7 +12,7 @@ from g2is_ray.examples import ExampleSet
 from g2is_ray.export import ExportSettings, conversations, write_selections
 from g2is_ray.layout import POOL
 from g2is_ray.storage import Storage
-from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from g2is_ray.workspace import Workspace
 from jobs.selection import selected_rows
 from jobs.session import Session
 
@@ -46,10 +46,7 @@ def _names(workspace: Workspace, wanted: str | None) -> list[str]:
 
 
 def _rows(session: Session, name: str) -> list[int]:
-    stage = f"selections/{name}"
-    session.workspace.require_current(stage, "select")
-    session.workspace.piece(stage, STAGE_RECEIPT)  # a truncated one would be exported in part
     rows = selected_rows(session, name)
     if not rows:
-        raise InputError(f"{stage} is empty, so there is nothing to export")
+        raise InputError(f"selections/{name} is empty, so there is nothing to export")
     return rows

@@ -279,7 +279,13 @@ def _commit(
 
 
 def selected_rows(session: Session, variant: str) -> list[int]:
-    """Pool rows of a finished selection, in the order of picking."""
-    session.workspace.require_current(f"selections/{variant}", "select")
-    lines = session.workspace.read_bytes(f"selections/{variant}/selection.jsonl").splitlines()
+    """Pool rows of a finished selection, in the order of picking.
+
+    Raises:
+        WorkspaceError: the selection is not finished, older than the pool, or damaged.
+    """
+    workspace, stage = session.workspace, f"selections/{variant}"
+    workspace.require_current(stage, "select")
+    workspace.piece(stage, STAGE_RECEIPT)  # a truncated one would be read in part
+    lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
     return [json.loads(line)["row"] for line in lines]
