@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from main_job import command, run, write_inputs
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
@@ -45,6 +46,20 @@ def s3(_s3_server: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> "ObjectSto
     _s3_server.requests.clear()
     _s3_server.url = f"s3://bucket/{uuid.uuid4().hex}"  # where nothing is yet
     return _s3_server
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Input files of the main job."""
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that the main job has finished; tests may add targets to it."""
+    workspace = tmp_path_factory.mktemp("finished")
+    run(command(inputs, workspace))
+    return workspace
 
 
 @pytest.fixture

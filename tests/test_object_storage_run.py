@@ -7,15 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from main_job import DATA, ROOT, SETTINGS, environment, run
 from object_store import BUCKET, serving
-from test_pipeline import DATA, ROOT, SETTINGS, environment, head
 
 from g2is_ray.checkpoints import file_names
 from g2is_ray.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-FILES = {"pool": 36, "target-gsm8k-val": 8, "target-gsm8k-test": 6}
 URL = f"s3://{BUCKET}/runs/first"
 
 
@@ -28,47 +27,36 @@ def store():
 
 
 @pytest.fixture(scope="module")
-def inputs(store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The input files in a folder, and in the bucket."""
-    folder = tmp_path_factory.mktemp("inputs")
-    (folder / "run.yaml").write_text(SETTINGS.replace("[random, paper]", "[]"))
-    for name, rows in FILES.items():
-        file = head(DATA / f"{name}.jsonl", rows, folder / f"{name}.jsonl")
+def settings(store, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration file; the input files are in the bucket."""
+    for file in inputs.glob("*.jsonl"):
         store.client().upload_file(str(file), BUCKET, f"data/{file.name}")
     more = (DATA / "pool.jsonl").read_bytes().splitlines(keepends=True)[36:46]
     store.client().put_object(Bucket=BUCKET, Key="data/more.jsonl", Body=b"".join(more))
-    return folder
+    file = tmp_path_factory.mktemp("settings") / "run.yaml"
+    file.write_text(SETTINGS.replace("[random, paper]", "[]"))
+    return file
 
 
-def command(inputs: Path, where: str, workspace: str, *more: str) -> list[str]:
+def command(settings: Path, *more: str) -> list[str]:
+    where = f"s3://{BUCKET}/data"
     return [
-        *(sys.executable, "-m", "jobs.cli", "run"),
-        *("--config", str(inputs / "run.yaml"), "--workspace", workspace),
-        *("--pool", f"{where}/pool.jsonl", "--target", f"gsm8k={where}/target-gsm8k-val.jsonl"),
-        *("--test", f"gsm8k={where}/target-gsm8k-test.jsonl", *more),
+        *(sys.executable, "-m", "jobs.cli", "run", "--config", str(settings)),
+        *("--workspace", URL, "--pool", f"{where}/pool.jsonl"),
+        *("--target", f"gsm8k={where}/val.jsonl", "--test", f"gsm8k={where}/test.jsonl", *more),
     ]
 
 
-def run(arguments: list[str]) -> str:
-    done = subprocess.run(
-        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def on_disk(finished: Path) -> Workspace:
+    return Workspace(str(finished))
 
 
 @pytest.fixture(scope="module")
-def on_disk(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = tmp_path_factory.mktemp("on-disk")
-    run(command(inputs, str(inputs), str(workspace)))
-    return Workspace(str(workspace))
-
-
-@pytest.fixture(scope="module")
-def on_s3(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Killed in the warm-up, when training has left a checkpoint to go on from; then finished."""
     workspace = Workspace(URL)
-    arguments = command(inputs, f"s3://{BUCKET}/data", URL)
+    arguments = command(settings)
     log = (tmp_path_factory.mktemp("logs") / "log").open("w+")
     driver = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log)
     while driver.poll() is None:
@@ -109,24 +97,24 @@ def test_training_leaves_no_checkpoints(on_s3: Workspace) -> None:
     assert on_s3.names("checkpoints") == []
 
 
-def test_the_same_command_again_does_nothing(inputs: Path, on_s3: Workspace, store) -> None:
+def test_the_same_command_again_does_nothing(settings: Path, on_s3: Workspace, store) -> None:
     store.requests.clear()
-    log = run(command(inputs, f"s3://{BUCKET}/data", URL))
+    log = run(command(settings))
     assert "Ray" not in log
     written = [request for request in store.requests if '"PUT' in request]
     assert all("events.jsonl" in request for request in written)
 
 
 def test_status_reads_it_from_anywhere(on_s3: Workspace) -> None:
-    log = run([sys.executable, "-m", "jobs.cli", "status", "--workspace", URL])
+    status = [sys.executable, "-m", "jobs.cli", "status", URL]
+    log = subprocess.run(status, env=environment(), capture_output=True, text=True).stdout
     assert "gradients                       3/3  done, 35 rows" in log
     assert "to do" not in log
 
 
-def test_a_pool_grows_there_too(inputs: Path, on_s3: Workspace) -> None:
+def test_a_pool_grows_there_too(settings: Path, on_s3: Workspace) -> None:
     before = on_s3.read_bytes("gradients/part-00002.npy")
-    more = f"s3://{BUCKET}/data/more.jsonl"
-    run(command(inputs, f"s3://{BUCKET}/data", URL, "--append", more))
+    run(command(settings, "--append", f"s3://{BUCKET}/data/more.jsonl"))
     pool = on_s3.require("pool", "ingest")["rows"]
     assert pool > 36
     assert on_s3.require_current("selections/gsm8k", "select")["selected"] == int(pool * 0.2)
