@@ -126,7 +126,8 @@ def _select_all(source: _Source, tasks: Sequence[Task]) -> None:
     directions = [own for way in ways for own in way.directions]
     products, usable = align(source.x, directions) if directions else ([], None)
     if directions:
-        log.info("select: one pass over %d rows for %d selections", len(source.x), len(tasks))
+        served = sum(bool(way.directions) for way in ways)
+        log.info("select: one pass over %d rows for %d selections", len(source.x), served)
     rest, each_pass = iter(products), (time.monotonic() - began) / len(tasks)
     for task, way in zip(tasks, ways, strict=True):
         began = time.monotonic()
