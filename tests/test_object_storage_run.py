@@ -1,6 +1,5 @@
 """The main job with pool, targets and workspace on an S3 server, killed and started again."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from main_job import DATA, ROOT, SETTINGS, environment, run
 from object_store import BUCKET, serving
+from ray_nodes import kill_with_children
 
 from g2is_ray.checkpoints import file_names
 from g2is_ray.workspace import Workspace
@@ -54,7 +54,10 @@ def on_disk(finished: Path) -> Workspace:
 
 @pytest.fixture(scope="module")
 def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Killed in the warm-up, when training has left a checkpoint to go on from; then finished."""
+    """Killed in the warm-up, when training has left a checkpoint to go on from; then finished.
+
+    All of its processes are killed: one that lives on for a moment may still write a checkpoint.
+    """
     workspace = Workspace(URL)
     arguments = command(settings)
     log = (tmp_path_factory.mktemp("logs") / "log").open("w+")
@@ -64,7 +67,7 @@ def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace
             break
         time.sleep(0.05)
     assert driver.poll() is None, Path(log.name).read_text()[-4000:]
-    driver.send_signal(signal.SIGKILL)
+    kill_with_children(driver.pid)
     driver.wait()
     run(arguments)
     return workspace
