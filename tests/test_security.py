@@ -51,7 +51,8 @@ def test_a_hostile_pool_is_read_and_nothing_is_written_elsewhere(g2is, folder, t
     g2is("ingest", "--pool", "pool.jsonl", "--model", tiny_model, "--workspace", "ws")
     assert {path for path in folder.parent.rglob("*") if "ws" not in path.parts} == before
     written = {path.name for path in (folder / "ws").rglob("*") if path.is_file()}
-    assert written == {"workspace.json", "part-00000.parquet", "part-00000.json", "receipt.json"}
+    whole = {"workspace.json", "part-00000.parquet", "part-00000.json", "receipt.json"}
+    assert written == whole | {"events.jsonl", ".lock"}
 
 
 def test_log_lines_hold_nothing_that_a_terminal_obeys(capsys, logging_as_before, tiny_model):

@@ -136,4 +136,4 @@ def test_a_run_refuses_a_missing_folder_before_it_reads_the_pool(refused, tiny_m
         *("--target", "t=pool.jsonl", "--warmup-from", "nowhere"),
     )
     assert sentence.startswith("nowhere has no adapter_config.json")
-    assert not Path("ws").exists()
+    assert {path.name for path in Path("ws").iterdir()} == {"events.jsonl", ".lock"}
