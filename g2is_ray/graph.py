@@ -25,6 +25,7 @@ from g2is_ray.search import (
     Lists,
     Nearest,
     fold,
+    folded,
     on_device,
     require_faiss,
     search_exactly,
@@ -81,8 +82,7 @@ class GraphBuilder:
 
     def _train(self, task: GraphTask) -> Pieces:
         valid = self._gradients.valid_rows()
-        width = fold(self._take(valid[:1])).shape[1]
-        most = _TRAINING_BYTES // (4 * width)
+        most = _TRAINING_BYTES // (4 * folded(self._gradients.dimensions))
         count = min(len(valid), _TRAINING_ROWS * self._plan.lists, most)
         rows = np.sort(np.random.default_rng(1).choice(valid, size=count, replace=False))
         lists = Lists.train(self._folded(rows), min(self._plan.lists, count), self._device)

@@ -211,12 +211,17 @@ class Lists:
         return found.cpu().numpy().astype(np.int32)
 
 
+def folded(dimensions: int) -> int:
+    """Dimensions that rows of so many are folded to."""
+    return min(max(_FOLDED, dimensions // 4), dimensions)
+
+
 def fold(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows [n, d] in fewer dimensions: a CountSketch of what they are.
 
     Dimensions that are equal modulo their number are added up, each with a random sign.
     """
-    count = min(max(_FOLDED, x.shape[1] // 4), x.shape[1])
+    count = folded(x.shape[1])
     signs = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.float32), x.shape[1])
     out = np.zeros((len(x), count), dtype=np.float32)
     for start in range(0, x.shape[1], count):
@@ -245,8 +250,9 @@ def search_lists(
     k = nearest.k + 1  # the row itself may be among them
     for queries in _slices(len(queries_qd), max(1, _CELLS // (probes_qp.shape[1] * k))):
         index_qp = at_list[probes_qp[queries]]
-        found = _nearest_in_lists(queries_qd[queries], index_qp, base_bd, starts, sizes, k)
-        cosines_qk, at_qk = found
+        cosines_qk, at_qk = _nearest_in_lists(
+            queries_qd[queries], index_qp, base_bd, starts, sizes, k
+        )
         nearest.offer_found(rows_b[at_qk], cosines_qk, queries)
 
 
