@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from g2is_ray.errors import SettingError
 
-_STRICT = pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid", allow_inf_nan=False)
+STRICT = pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid", allow_inf_nan=False)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -40,21 +40,21 @@ SELECTORS = (
 )
 """Selectors that come with g2is-ray; `registry` has their classes."""
 
-_OWN_SELECTOR = re.compile(r"[^:]+:[A-Za-z_]\w*")
+_OWN_SELECTOR = re.compile(r"[^:=,]+:[A-Za-z_]\w*")
 
 
-def _one_of(*names: str) -> AfterValidator:
-    """Checks the name of a selector: one of these, or a user's own."""
-
-    def check_name(name: str) -> str:
-        if name in names or _OWN_SELECTOR.fullmatch(name):
-            return name
-        raise ValueError(f"should be {', '.join(names)}, or FILE.py:CLASS for one of your own")
-
-    return AfterValidator(check_name)
+def is_own(selector: str) -> bool:
+    """Whether a selector is a user's own, named as FILE.py:CLASS or MODULE:CLASS."""
+    return _OWN_SELECTOR.fullmatch(selector) is not None
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+def _check_selector(name: str) -> str:
+    if name in SELECTORS or is_own(name):
+        return name
+    raise ValueError(f"should be {', '.join(SELECTORS)}, or FILE.py:CLASS for one of your own")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSettings:
     model: Text
     """Hugging Face name or local directory of the causal LM to tune."""
@@ -67,7 +67,7 @@ class ModelSettings:
     other gradients, very much so for a small model; adapters stay in the number type above."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ReadSettings:
     source_field: str = "source"
     """Column that labels a row's origin in the report; the selection never reads it."""
@@ -79,7 +79,7 @@ class ReadSettings:
     """Rows of a part, the unit of work and of resume; at most this much is lost by a fault."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolSettings:
     pool: Annotated[tuple[str, ...], Field(min_length=1)]
     """Candidates: JSONL, JSON or Parquet files, globs, directories, URLs, hf://org/name[:split]."""
@@ -90,7 +90,7 @@ class PoolSettings:
     """Schema of the pool's rows: auto, messages, prompt-completion, alpaca or sharegpt."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TargetSettings:
     target: dict[str, str] = dataclasses.field(default_factory=dict)
     """NAME=FILE, validation rows of the domain you care about; may be repeated."""
@@ -100,7 +100,7 @@ class TargetSettings:
     """A larger target is refused: its gradients would cost as much as a pool's."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraSettings:
     lora_r: Count = 128
     """LoRA rank. Gradients are taken for r x (in + out) numbers a module; cost grows little."""
@@ -117,7 +117,7 @@ class LoraSettings:
     """Names of the linear modules that get an adapter, or all-linear."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WarmupSettings:
     warmup_fraction: Share = 0.05
     """Share of the pool, drawn at random, that the adapter is warmed up on."""
@@ -136,7 +136,7 @@ class WarmupSettings:
     are of those adapters' rank, alpha and modules; the lora_* settings then shape tuning only."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GradientSettings:
     projection: Literal["sparse", "rademacher", "none"] = "sparse"
     """sparse: one pass over the gradient. rademacher: dense signs, the same spread of errors for
@@ -147,7 +147,7 @@ class GradientSettings:
     """Layers whose adapters count: all, or last:N, where the backward pass stops N layers down."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GraphSettings:
     neighbors: Count = 32
     """Neighbors of each row in the kNN graph."""
@@ -161,7 +161,7 @@ class GraphSettings:
     """Share of a row's exact neighbors that ivf must find on average; measured on a sample."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WalkSettings:
     fraction: Share = 0.01
     """Share of the pool to select, in (0, 1]."""
@@ -177,9 +177,9 @@ class WalkSettings:
     """When nothing qualifies: stop short of the budget (paper), or restart at the next anchor."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectorSettings:
-    selector: Annotated[str, _one_of(*SELECTORS)] = WALK
+    selector: Annotated[str, AfterValidator(_check_selector)] = WALK
     """What selects: walk, random, less, less-round-robin, gist, graph-diverse, tfidf, bm25, or one
     of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
     budget_tokens: Annotated[int, Field(ge=0)] = 0
@@ -191,7 +191,7 @@ class SelectorSettings:
     mean within a subtask and the maximum over subtasks. Without it a target is one subtask."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class JointSettings:
     joint: bool = False
     """Select once for all targets together, under one budget, as the selection named joint."""
@@ -200,7 +200,7 @@ class JointSettings:
     given; may be repeated."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TuneSettings:
     tune_epochs: Count = 3
     """Passes over the selected rows."""
@@ -210,7 +210,7 @@ class TuneSettings:
     """Rows per optimizer step."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateSettings:
     max_new_tokens: Count = 256
     """Longest answer written for exact match, in tokens; greedy decoding is the slow part."""
@@ -218,21 +218,13 @@ class EvaluateSettings:
     """Test rows that exact match is measured on, the first ones; 0 leaves it out."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SeedSettings:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the warm-up draw, adapter, data order, projection and random baseline."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class ComparisonSettings:
-    baselines: tuple[Annotated[str, _one_of(PAPER, *SELECTORS)], ...] = ("random",)
-    """What the selection is compared with: paper, the walk as published, or any that selector
-    takes. Each is selected, tuned and measured the same way; all but paper and walk spend as much
-    as the selection did."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutionSettings:
     """How the work is run; never what a stage writes."""
 
@@ -268,7 +260,7 @@ class ExecutionSettings:
     """Trackers that training reports to: tensorboard, wandb, mlflow, trackio."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingPlan:
     """Everything that decides what a training gives: the settings of warm-up or of tuning."""
 

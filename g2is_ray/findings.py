@@ -140,8 +140,10 @@ def _title(settings: dict[str, Any], baseline: str) -> str:
     if baseline == PAPER:
         return "as published (preset paper)"
     if selector == WALK:
-        return f"gradient walk (preset {preset_of(settings)})"
-    return "random rows" if selector == "random" else f"selector {selector}"
+        named = baseline not in ("", WALK)
+        return f"gradient walk ({baseline if named else f'preset {preset_of(settings)}'})"
+    title = "random rows" if selector == "random" else f"selector {selector}"
+    return title if baseline in ("", selector) else f"{title} ({baseline})"
 
 
 def _for_people(record: dict[str, Any]) -> dict[str, Any]:

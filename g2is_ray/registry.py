@@ -17,6 +17,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from g2is_ray.config import WALK, is_own
 from g2is_ray.errors import InputError
 from g2is_ray.influence import Gist, GraphDiverse, Less, LessRoundRobin
 from g2is_ray.lexical import Bm25, Tfidf
@@ -47,16 +48,6 @@ _CLASSES: dict[str, type[Selector]] = {
 }
 
 
-def is_own(name: str) -> bool:
-    """Whether a selector is a user's own, named as FILE.py:CLASS or MODULE:CLASS."""
-    return ":" in name
-
-
-def short_name(name: str) -> str:
-    """What a selector is called in the workspace: its name, or that of a user's class."""
-    return name.rpartition(":")[2]
-
-
 def find(name: str) -> type[Selector]:
     """The class of a selector other than the walk. Runs the code of a user's own.
 
@@ -64,6 +55,13 @@ def find(name: str) -> type[Selector]:
         InputError: there is no such file, module or class, or it cannot be used.
     """
     return _load(name) if is_own(name) else _CLASSES[name]
+
+
+def reads_of(name: str) -> frozenset[Reads]:
+    """What a selector reads; a user's own, whose code is not run for this, may read anything."""
+    if is_own(name):
+        return frozenset(get_args(Reads))
+    return frozenset({"gradients", "graph"}) if name == WALK else _CLASSES[name].reads
 
 
 def source_hash(selector: type[Selector]) -> str:

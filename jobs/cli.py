@@ -19,7 +19,6 @@ from pydantic.fields import FieldInfo
 from g2is_ray import __version__
 from g2is_ray.config import (
     PRESETS,
-    ComparisonSettings,
     EvaluateSettings,
     ExecutionSettings,
     GradientSettings,
@@ -40,6 +39,7 @@ from g2is_ray.config import (
     flag,
 )
 from g2is_ray.errors import G2isError, InputError, SettingError
+from g2is_ray.methods import ComparisonSettings
 
 log = logging.getLogger(__name__)
 

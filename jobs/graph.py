@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.cluster import share_of_cluster
 from actors.graph_worker import GraphWorker
-from g2is_ray.config import ComparisonSettings, GraphSettings
+from g2is_ray.config import GraphSettings
 from g2is_ray.features import GradientSet
 from g2is_ray.graph import faiss_index
 from g2is_ray.graph_plan import (
@@ -27,7 +27,9 @@ from g2is_ray.graph_plan import (
     write_plan,
 )
 from g2is_ray.layout import graph_stage
+from g2is_ray.methods import ComparisonSettings, Method, methods_of
 from g2is_ray.recall import measure_recall
+from g2is_ray.registry import reads_of
 from g2is_ray.search import check_neighbors, require_faiss
 from jobs.parts import finish_parts
 from jobs.session import Session
@@ -44,13 +46,22 @@ def graph_settings(session: Session, target: str = "") -> GraphSettings:
 
 
 def graph(session: Session) -> None:
-    """Write the graph; and the published one too, if it is to be compared with."""
+    """Write the graph; and the other one, if a baseline reads it or if it was outgrown."""
     settings = graph_settings(session)
     _write(session, settings)
-    published = graph_stage(False)
-    wanted = "paper" in session.settings(ComparisonSettings, "pool").baselines
-    if settings.center and (wanted or session.workspace.outgrown(published)):
-        _write(session, dataclasses.replace(settings, center=False))
+    other = dataclasses.replace(settings, center=not settings.center)
+    baselines = session.settings(ComparisonSettings, "pool").baselines
+    wanted = any(_reads(method, other) for method in methods_of("baselines", baselines))
+    if wanted or session.workspace.outgrown(graph_stage(other.center)):
+        _write(session, other)
+
+
+def _reads(method: Method, settings: GraphSettings) -> bool:
+    """Whether a method reads the graph of such settings, or the mean that it is centered on."""
+    reads = reads_of(method.selector)
+    return method.applied(settings) == settings and (
+        "graph" in reads or ("gradients" in reads and settings.center)
+    )
 
 
 def _write(session: Session, settings: GraphSettings) -> None:

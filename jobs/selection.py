@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.budget import Budget, row_budget, token_budget
-from g2is_ray.config import ComparisonSettings, SelectorSettings, WalkSettings, as_dict
+from g2is_ray.config import SelectorSettings, WalkSettings, as_dict
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
 from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
 from g2is_ray.layout import GRADIENTS, POOL, graph_stage
+from g2is_ray.methods import ComparisonSettings
 from g2is_ray.rows import MappedParts, map_neighbors
 from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines
 from g2is_ray.selector import Pool, Selector, Target
@@ -39,7 +40,13 @@ def select_rows(session: Session) -> None:
 
     With `joint`, T is one name for all targets together.
     """
-    tasks = [task for name in selection_names(session) for task in tasks_of(session, name)]
+    make_selections(
+        session, [task for name in selection_names(session) for task in tasks_of(session, name)]
+    )
+
+
+def make_selections(session: Session, tasks: Sequence[Task]) -> None:
+    """Write the stages of the tasks that are not done; those that others follow come first."""
     left = [task for task in tasks if _begin(session, task)]
     for center in (True, False):
         own = [task for task in left if task.graph.center == center]
@@ -63,7 +70,7 @@ def _begin(session: Session, task: Task) -> bool:
     weights = {"target_weight": task.target_weights} if task.is_joint else {}
     session.begin(
         task.stage,
-        inputs=[*inputs, *([f"selections/{task.name}"] if task.follows_main else [])],
+        inputs=[*inputs, *([task.follows] if task.follows else [])],
         facts=task.decides(),
         remember=as_dict(task.graph, task.walk, task.chosen, comparison) | weights,
         grown="redo",
@@ -104,9 +111,9 @@ class _Source:
 
     def budget_of(self, task: Task) -> Budget:
         tokens = task.chosen.budget_tokens
-        if not task.follows_main:
+        if not task.follows:
             return self.budget(task.walk.fraction, tokens)
-        main = self.workspace.require(f"selections/{task.name}", "select")
+        main = self.workspace.require(task.follows, "select")
         if tokens:
             return Budget(amount=main["supervised_tokens"], tokens=self.supervised_tokens)
         return Budget(amount=main["selected"])

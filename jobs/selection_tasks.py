@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from g2is_ray.config import (
-    PAPER,
-    PRESETS,
     WALK,
-    ComparisonSettings,
     GraphSettings,
     JointSettings,
     SeedSettings,
     SelectorSettings,
     WalkSettings,
     as_dict,
-    build,
+    is_own,
 )
 from g2is_ray.errors import SettingError
 from g2is_ray.layout import GRADIENTS, JOINT, POOL, graph_stage
-from g2is_ray.registry import find, is_own, short_name, source_hash
+from g2is_ray.methods import ComparisonSettings, Method, methods_of, parse_method, short_name
+from g2is_ray.registry import find, source_hash
 from g2is_ray.selector import Selector
 from jobs.graph import graph_settings
 from jobs.session import Session
@@ -32,7 +31,8 @@ class Task:
     """A selection to be made, for one target or for several together."""
 
     name: str  # the target, or joint
-    baseline: str  # what it is compared with; empty for the selection itself
+    stage: str  # the selection
+    follows: str = ""  # the selection that this one spends as much as, if any
     target_weights: dict[str, float]
     selector: type[Selector] | None  # None is the walk
     chosen: SelectorSettings
@@ -41,21 +41,8 @@ class Task:
     seed: SeedSettings
 
     @property
-    def variant(self) -> str:
-        return f"{self.name}@{self.baseline}" if self.baseline else self.name
-
-    @property
-    def stage(self) -> str:
-        return f"selections/{self.variant}"
-
-    @property
     def is_joint(self) -> bool:
         return self.name not in self.target_weights
-
-    @property
-    def follows_main(self) -> bool:
-        """Whether it spends what the selection beside it has spent."""
-        return bool(self.baseline) and self.selector is not None
 
     @property
     def reads_gradients(self) -> bool:
@@ -86,14 +73,14 @@ class Task:
             del facts["fraction"]
         else:
             facts = self._decides_selector(self.selector)
-        if not self.follows_main:
+        if not self.follows:
             facts |= amount
         if self.is_joint:
             facts["target_weight"] = self.target_weights
         return facts
 
     def _decides_selector(self, selector: type[Selector]) -> dict[str, Any]:
-        facts: dict[str, Any] = {"selector": self.baseline or short_name(self.chosen.selector)}
+        facts: dict[str, Any] = {"selector": short_name(self.chosen.selector)}
         if "gradients" in selector.reads:
             facts["center"] = self.graph.center
         if selector.reads & {"gradients", "texts"}:
@@ -125,51 +112,47 @@ def tasks_of(session: Session, name: str) -> Iterator[Task]:
     Runs the code of a user's own selectors.
     """
     main = f"selections/{name}"
-    graph = graph_settings(session, name)
-    walk = session.settings(WalkSettings, main)
     chosen = session.settings(SelectorSettings, main)
-    seed = session.settings(SeedSettings, POOL)
-    weights = _target_weights(session, name)
-
-    def task(selector: str, baseline: str = "") -> Task:
-        overlay = PRESETS[PAPER] if baseline == PAPER else {}
-        return Task(
-            name=name,
-            baseline=baseline,
-            target_weights=weights,
-            selector=None if selector in (WALK, PAPER) else _find(session, selector),
-            chosen=chosen,
-            graph=build(GraphSettings, as_dict(graph) | overlay),
-            walk=build(WalkSettings, as_dict(walk) | overlay),
-            seed=seed,
-        )
-
-    yield task(chosen.selector)
-    baselines: dict[str, str] = {}
-    for selector in session.settings(ComparisonSettings, main).baselines:
-        if selector == chosen.selector:
+    baselines = session.settings(ComparisonSettings, main).baselines
+    own = Method(name="", selector=chosen.selector)
+    yield task_of(session, name, own, stage=main)
+    for method in methods_of("baselines", baselines):
+        if method.selector == own.selector and not method.settings:
             continue  # it would be compared with itself
-        short = short_name(selector)
-        if baselines.setdefault(short, selector) != selector:
-            raise SettingError(
-                f"baselines {baselines[short]} and {selector} would both be called {short}: rename "
-                "one class"
-            )
-    for short, selector in baselines.items():
-        yield task(selector, short)
+        follows = "" if method.selector == WALK else main  # a walk may end before its budget
+        yield task_of(session, name, method, stage=f"{main}@{method.name}", follows=follows)
+
+
+def task_of(session: Session, name: str, method: Method, *, stage: str, follows: str = "") -> Task:
+    """What a method is to select for a target, or for all together, as the stage."""
+    main = f"selections/{name}"
+    chosen = session.settings(SelectorSettings, main)
+    return Task(
+        name=name,
+        stage=stage,
+        follows=follows,
+        target_weights=_target_weights(session, name),
+        selector=None if method.selector == WALK else _find(session, method.selector),
+        chosen=method.applied(dataclasses.replace(chosen, selector=method.selector)),
+        graph=method.applied(graph_settings(session, name)),
+        walk=method.applied(session.settings(WalkSettings, main)),
+        seed=session.settings(SeedSettings, POOL),
+    )
 
 
 def check_selectors(session: Session) -> None:
     """Refuse a user's selector that cannot be loaded before hours of work are done for it."""
-    settings = session.settings(SelectorSettings), session.settings(ComparisonSettings)
-    for name in (settings[0].selector, *settings[1].baselines):
+    baselines = session.settings(ComparisonSettings).baselines
+    methods = methods_of("baselines", baselines)
+    for name in (session.settings(SelectorSettings).selector, *(m.selector for m in methods)):
         if is_own(name):
             _find(session, name)
 
 
 def _find(session: Session, name: str) -> type[Selector]:
-    asked_for = {session.given.get("selector"), *session.given.get("baselines", ())}
-    if is_own(name) and name not in asked_for:
+    given = session.given
+    texts = (given.get("selector", WALK), *given.get("baselines", ()), *given.get("methods", ()))
+    if is_own(name) and name not in {parse_method(text).selector for text in texts}:
         raise SettingError(
             f"the workspace names the selector {name}, whose code is run only if you ask for it: "
             "name it with --selector or --baselines again"

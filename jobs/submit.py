@@ -21,6 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from g2is_ray.errors import InputError, SettingError, WorkError
+from g2is_ray.methods import parse_method
 from g2is_ray.sources import expand
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ ENTRYPOINT = "python -m jobs.pipeline --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
 _FILES = ("pool", "append", "target", "test")  # settings that name files of rows
 _FOLDERS = ("model", "warmup_from")  # settings that may name folders
-_SELECTORS = ("selector", "baselines")  # settings that may name files of code
+_METHODS = ("selector", "baselines")  # settings that may name files of code
 _UPLOAD_BYTES = 500 * 2**20  # Ray's limit
 
 
@@ -116,7 +117,8 @@ def _files_of(settings: Mapping[str, Any]) -> list[str]:
                     "every node of the cluster has, or for a model its name on the hub"
                 )
     sources = [source for name in _FILES for source in _texts(settings.get(name, ()))]
-    selectors = [one for name in _SELECTORS for one in _texts(settings.get(name, ()))]
+    methods = [one for name in _METHODS for one in _texts(settings.get(name, ()))]
+    selectors = [parse_method(text).selector for text in methods]
     sources += [name.rpartition(":")[0] for name in selectors if ".py:" in name]
     local = [s for s in sources if "://" not in s and not s.startswith(("/", "~"))]
     files = expand(local)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from g2is_ray import config
+from g2is_ray import config, methods
 from g2is_ray.config import (
     PRESETS,
     ExecutionSettings,
@@ -21,7 +21,8 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError
 
-STAGES = [cls for name, cls in vars(config).items() if name.endswith("Settings")]
+OWNERS = {**vars(config), **vars(methods)}
+STAGES = [cls for name, cls in OWNERS.items() if name.endswith("Settings")]
 REQUIRED = {"model": "m", "pool": ["p.jsonl"]}
 
 

@@ -149,11 +149,25 @@ def test_other_settings_make_another_selection(held, g2is, refused):
 
 
 def test_a_selector_that_there_is_not_is_refused_with_those_that_there_are(held, refused):
-    wanted = f"{', '.join(SELECTORS)}, or FILE.py:CLASS for one of your own, got 'lss': "
+    names = ", ".join(SELECTORS)
     sentence = refused(*arguments(held, "--selector", "lss"))
-    assert sentence.startswith(f"selector should be {wanted}")
+    wanted = f"selector should be {names}, or FILE.py:CLASS for one of your own, got 'lss': "
+    assert sentence.startswith(wanted)
     sentence = refused(*arguments(held, "--baselines", "random", "lss"))
-    assert sentence.startswith(f"baselines should be paper, {wanted}")
+    assert sentence.startswith(f"baselines should be paper, {names}, FILE.py:CLASS for one of ")
+
+
+def test_a_method_with_settings_of_its_own_selects_as_a_selection_with_them(held, g2is):
+    loose = "loose=walk,delta=0.3,center=no,explained-variance=0.9"
+    g2is(*arguments(held, *LAW, "--baselines", loose, "near=less,center=no"))
+    made, usual = picks(held, "law@loose"), picks(held, "law")
+    assert len(picks(held, "law@near")) == 48
+    titles = [view.title for view in target_view(held, "law", ["source"] * ROWS).others]
+    assert titles == ["gradient walk (loose)", "selector less (near)"]
+    held.remove("selections")
+    own = ["--delta", "0.3", "--no-center", "--explained-variance", "0.9"]
+    g2is(*arguments(held, *LAW, *own, "--baselines", "random"))
+    assert picks(held, "law") == made != usual
 
 
 # ---- a selector of one's own ------------------------------------------------------
@@ -197,7 +211,9 @@ def test_changed_code_makes_another_selection(held, own, g2is, refused):
     assert "was made with source_sha256 " in refused(*command)
 
 
-def test_two_classes_of_one_name_are_refused(held, own, refused):
+def test_two_classes_of_one_name_need_another(held, own, g2is, refused):
     Path("other.py").write_text(OWN)
     sentence = refused(*arguments(held, "--baselines", "own.py:Longest", "other.py:Longest"))
     assert sentence.startswith("baselines own.py:Longest and other.py:Longest would both be called")
+    g2is(*arguments(held, "--baselines", "own.py:Longest", "Other=other.py:Longest"))
+    assert len(picks(held, "law@Other")) == 48
