@@ -66,7 +66,7 @@ class Evaluator:
         if item.adapter:
             with self._workspace.local_folder(item.adapter) as folder:
                 model = models.load_adapter(model, folder)
-        facts = self._evaluation.measure(model)
+        facts = self._evaluation.measure(model).facts()
         facts["fingerprint"] = item.fingerprint
         facts["seconds"] = round(time.monotonic() - began, 3)
         return self._workspace.commit(f"evaluations/{self._target}", item.name, {}, facts)

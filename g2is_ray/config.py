@@ -273,10 +273,11 @@ class TrainingPlan:
     max_tokens: int
     seed: int
     checkpoints: int = 0  # adapters to keep with AdamW's moments; 0: the last one, without
+    steps_per_epoch: int = 0  # over which rows are spread evenly; 0: batch_size rows a step
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of the whole training."""
-        return math.ceil(rows / self.batch_size) * self.epochs
+        return (self.steps_per_epoch or math.ceil(rows / self.batch_size)) * self.epochs
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from g2is_ray.batches import Batch, batches_by_length
@@ -30,6 +33,26 @@ def final_answer(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".;")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a model makes of each test row."""
+
+    losses: NDArray[np.float64]  # [n], summed negative log-likelihoods of its supervised tokens
+    tokens: NDArray[np.int64]  # [n], supervised tokens
+    right: NDArray[np.float64]  # [n], 1 where the answer is matched, 0 where not, NaN if not asked
+
+    def facts(self) -> dict[str, Any]:
+        """`loss`, mean negative log-likelihood per supervised token; `test_tokens`;
+        `exact_match` in [0, 1], None without answers; `exact_match_rows`."""
+        asked = self.right[~np.isnan(self.right)]
+        return {
+            "loss": float(self.losses.sum() / self.tokens.sum()),
+            "test_tokens": int(self.tokens.sum()),
+            "exact_match": float(asked.mean()) if len(asked) else None,
+            "exact_match_rows": len(asked),
+        }
+
+
 class Evaluation:
     """Measures one model after another on the same rows.
 
@@ -51,51 +74,39 @@ class Evaluation:
         self._token_budget = token_budget
         encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
         self._encoded = [encoder.encode(row["messages"]) for row in rows]
-        answered = [row for row in rows if row["answer"] is not None]
-        self._asked = [
-            (encoder.encode_prompt(row["messages"]), final_answer(row["answer"]))
-            for row in answered[: settings.exact_match_rows]
-        ]
+        answered = [i for i, row in enumerate(rows) if row["answer"] is not None]
+        self._asked = answered[: settings.exact_match_rows]
+        self._prompts = [encoder.encode_prompt(rows[i]["messages"]) for i in self._asked]
+        self._answers = [final_answer(rows[i]["answer"]) for i in self._asked]
 
     @torch.no_grad()
-    def measure(self, model: Any) -> dict[str, Any]:
-        """Scores of a causal LM, with or without adapter.
-
-        Returns:
-            `loss`, mean negative log-likelihood per supervised token; `test_tokens`;
-            `exact_match` in [0, 1], None without answers; `exact_match_rows`.
-        """
+    def measure(self, model: Any) -> Scores:
+        """Scores of a causal LM, with or without adapter."""
         model.eval()
-        loss, tokens = self._loss(model)
-        right = self._right(model) if self._asked else None
-        return {
-            "loss": loss,
-            "test_tokens": tokens,
-            "exact_match": None if right is None else right / len(self._asked),
-            "exact_match_rows": len(self._asked),
-        }
+        losses, tokens = self._losses(model)
+        right = np.full(len(losses), np.nan)
+        right[self._asked] = self._matches(model)
+        return Scores(losses=losses, tokens=tokens, right=right)
 
-    def _loss(self, model: Any) -> tuple[float, int]:
+    def _losses(self, model: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         pad_id = self._tokenizer.pad_token_id or 0
         supervised = SupervisedLoss(model)
-        total, count = 0.0, 0
+        losses = np.zeros(len(self._encoded))
         lengths = [len(one.input_ids) for one in self._encoded]
         for indices in batches_by_length(lengths, self._token_budget):
             batch = Batch.of([self._encoded[i] for i in indices], pad_id, model.device)
-            total += float(supervised.sums(batch).double().sum())
-            count += len(batch.targets_n)
-        return total / count, count
+            losses[indices] = supervised.sums(batch).double().cpu().numpy()
+        return losses, np.array([one.supervised_tokens for one in self._encoded])
 
-    def _right(self, model: Any) -> int:
-        prompts = [prompt for prompt, _ in self._asked]
-        right = 0
+    def _matches(self, model: Any) -> NDArray[np.bool_]:
+        """Which of the rows that are asked are answered right."""
+        right = np.zeros(len(self._prompts), dtype=bool)
         room = self._settings.max_new_tokens
-        for batch in batches_by_length([len(p) + room for p in prompts], self._token_budget):
-            replies = self._generate(model, [prompts[i] for i in batch])
-            right += sum(
-                final_answer(reply) == self._asked[i][1]
-                for i, reply in zip(batch, replies, strict=True)
-            )
+        lengths = [len(prompt) + room for prompt in self._prompts]
+        for batch in batches_by_length(lengths, self._token_budget):
+            replies = self._generate(model, [self._prompts[i] for i in batch])
+            for i, reply in zip(batch, replies, strict=True):
+                right[i] = final_answer(reply) == self._answers[i]
         return right
 
     def _generate(self, model: Any, prompts: Sequence[list[int]]) -> list[str]:

@@ -116,6 +116,7 @@ class GradientWriter:
             "invalid": invalid,
             "seconds": round(seconds, 3),
             "host": socket.gethostname(),
+            "device": self._model.device.type,
         }
         files = gradient_files(one.part, result.projected)
         receipt = self._workspace.commit_once(one.stage, part_name(one.part), files, facts)

@@ -64,6 +64,7 @@ class GraphBuilder:
             "pair": self._pair,
             "merge": self._merge,
         }[task.kind](task)
+        facts["device"] = self._device.type
         facts["seconds"] = round(facts.get("seconds", 0) + time.monotonic() - began, 3)
         named = {f"{task.piece}.{kind}.npy": array_bytes(array) for kind, array in files.items()}
         return self._workspace.commit_once(self._stage, task.piece, named, facts)

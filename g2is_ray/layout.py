@@ -5,6 +5,9 @@ A target T has the example sets `targets/T/val` and `targets/T/test`, the gradie
 compared with). A selection for several targets together is the variant `joint`, with
 `joint@NAME` beside it. A variant has `selections/VARIANT` and `tuned/VARIANT`; all scores of the
 target are in `evaluations/T`.
+
+A comparison has a folder `comparisons/TOKENS` for its budget in supervised tokens, and in it, of
+each target, `T/selections/METHOD` and `T/trials`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,11 @@ JOINT = "joint"  # the selection for several targets together
 def graph_stage(center: bool) -> str:
     """Folder of the graph over centered or over plain gradients."""
     return "graph/centered" if center else "graph/uncentered"
+
+
+def comparison_stage(tokens: int, target: str) -> str:
+    """Folder of what is compared for a target under a budget in supervised tokens."""
+    return f"comparisons/{tokens}/{target}"
 
 
 def targets_in(workspace: Workspace) -> list[str]:

@@ -22,6 +22,7 @@ from g2is_ray.knowledge import CoreKnowledge, core_knowledge, split_budget
 from g2is_ray.rows import Rows
 from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import Neighbors, Pick, Walk, align
+from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,17 @@ def pick_lines(picks: Sequence[Pick], ids: Sequence[str] | None = None) -> bytes
     for record, own in zip(records, ids or [], strict=False):
         record["id"] = own
     return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def read_rows(workspace: Workspace, stage: str) -> list[int]:
+    """Pool rows of a finished selection, in the order of picking.
+
+    Raises:
+        WorkspaceError: it is not finished, or damaged.
+    """
+    workspace.piece(stage, STAGE_RECEIPT)  # a truncated one would be read in part
+    lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
+    return [json.loads(line)["row"] for line in lines]
 
 
 def knowledge_of(

@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -74,10 +76,17 @@ class TunedModel:
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
         model = models.add_adapter(base, plan.lora, plan.seed)
+        items: Sequence[Encoded] | Sequence[list[Encoded]] = self._encoded
+        if plan.steps_per_epoch:
+            groups = spread_evenly(len(rows), plan, execution.micro_batch_size)
+            items = [[self._encoded[row] for row in group] for group in groups]
+        micro, accumulated = _batching(plan, len(items), execution, world_size)
         self.trainer = Trainer(
             model=model,
-            args=_arguments(plan, len(rows), execution, scratch, world_size, stage),
-            train_dataset=self._encoded,
+            args=_arguments(
+                plan, len(rows), execution, scratch, stage, micro=micro, accumulated=accumulated
+            ),
+            train_dataset=items,
             data_collator=_Collator(tokenizer),
             callbacks=[_MetricsFile(workspace, stage)],
         )
@@ -88,20 +97,27 @@ class TunedModel:
     def checkpoint(self, number: int) -> dict[str, bytes]:
         """Files of checkpoint `number`, with adapter and moments as they are now."""
         assert self.trainer.optimizer is not None
-        moments = models.moments_of(self._model(), self.trainer.optimizer)
-        return checkpoints.files(number, models.adapter_files(self._model()), moments)
+        moments = models.moments_of(self.model(), self.trainer.optimizer)
+        return checkpoints.files(number, models.adapter_files(self.model()), moments)
 
-    def save(self) -> dict[str, Any]:
-        """Write the adapter, or the checkpoints that the plan asks for, and the receipt."""
-        state, count = self.trainer.state, self._plan.checkpoints
+    def facts(self) -> dict[str, Any]:
+        """What a finished training has done, in numbers."""
+        state = self.trainer.state
         supervised = sum(one.supervised_tokens for one in self._encoded)
-        facts: dict[str, Any] = {
+        return {
             "rows": len(self._encoded),
             "steps": state.global_step,
             "train_tokens": supervised * self._plan.epochs,
             "seed": self._plan.seed,
             "train_loss": _last_loss(state),
+            "device": self.trainer.args.device.type,
+            "seconds": round(time.monotonic() - self._began, 3),
         }
+
+    def save(self) -> dict[str, Any]:
+        """Write the adapter, or the checkpoints that the plan asks for, and the receipt."""
+        state, count = self.trainer.state, self._plan.checkpoints
+        facts = self.facts()
         if count:
             earlier = [name for k in range(1, count) for name in checkpoints.file_names(k)]
             files = {f: self._workspace.read_bytes(f"{self._stage}/{f}") for f in earlier}
@@ -110,13 +126,13 @@ class TunedModel:
                 self.trainer.args, checkpoints.ends(state.max_steps, count)
             )
         else:
-            held = models.adapter_files(self._model())
+            held = models.adapter_files(self.model())
             files = {f"adapter/{name}": data for name, data in held.items()}
         files["metrics.jsonl"] = _metrics(state)
-        facts["seconds"] = round(time.monotonic() - self._began, 3)
         return self._workspace.commit(self._stage, STAGE_RECEIPT, files, facts)
 
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The model with its adapter, as it is now."""
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
 
@@ -131,17 +147,48 @@ def _prepare_trackers(names: Sequence[str], tensorboard: str) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
 
 
+def spread_evenly(rows: int, plan: TrainingPlan, most: int) -> list[NDArray[np.intp]]:
+    """Split rows at random into groups, so that an epoch has the plan's steps exactly.
+
+    A group is held in memory at once: `most` rows or one more; a step accumulates as many groups
+    as every other. Group sizes differ by one at most.
+
+    Raises:
+        SettingError: there are fewer rows than steps.
+    """
+    steps = plan.steps_per_epoch
+    if rows < steps:
+        raise SettingError(
+            f"{rows} rows cannot be spread over {steps} optimizer steps: raise tune_batch_size, so "
+            "that there are fewer steps, or the budget"
+        )
+    accumulated = min(math.ceil(rows / (steps * most)), rows // steps)
+    order = np.random.default_rng(plan.seed).permutation(rows)
+    return np.array_split(order, steps * accumulated)
+
+
+def _batching(
+    plan: TrainingPlan, items: int, execution: ExecutionSettings, world_size: int
+) -> tuple[int, int]:
+    """Items that a worker holds in memory at once, and how many times it does so for a step."""
+    if plan.steps_per_epoch:
+        return 1, items // plan.steps_per_epoch
+    share = max(1, plan.batch_size // world_size)
+    micro = max(n for n in range(1, min(share, execution.micro_batch_size) + 1) if share % n == 0)
+    return micro, share // micro
+
+
 def _arguments(
     plan: TrainingPlan,
     rows: int,
     execution: ExecutionSettings,
     scratch: Path,
-    world_size: int,
     stage: str,
+    *,
+    micro: int,
+    accumulated: int,
 ) -> TrainingArguments:
     steps = plan.steps(rows)
-    share = max(1, plan.batch_size // world_size)
-    micro = max(n for n in range(1, min(share, execution.micro_batch_size) + 1) if share % n == 0)
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(scratch),
@@ -151,7 +198,7 @@ def _arguments(
         lr_scheduler_type=plan.schedule,
         warmup_steps=math.ceil(0.03 * steps),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
+        gradient_accumulation_steps=accumulated,
         ddp_find_unused_parameters=False,
         weight_decay=0.0,
         optim="adamw_torch",
@@ -173,7 +220,8 @@ class _Collator:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad_id = tokenizer.pad_token_id or 0
 
-    def __call__(self, examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+        examples = items[0] if isinstance(items[0], list) else items  # a group, see spread_evenly
         ids, labels = pad(examples, self._pad_id)
         return {"input_ids": ids, "labels": labels}  # no mask: see `Batch`
 

@@ -39,7 +39,7 @@ from g2is_ray.config import (
     flag,
 )
 from g2is_ray.errors import G2isError, InputError, SettingError
-from g2is_ray.methods import ComparisonSettings
+from g2is_ray.methods import CompareSettings, ComparisonSettings
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,21 @@ COMMANDS = {
         "jobs.evaluate:evaluate",
         (TargetSettings, EvaluateSettings, ExecutionSettings),
         "test loss and exact match of base and tuned models",
+    ),
+    "compare": Command(
+        "jobs.compare:compare",
+        (
+            TargetSettings,
+            CompareSettings,
+            GraphSettings,
+            SelectorSettings,
+            WalkSettings,
+            LoraSettings,
+            TuneSettings,
+            EvaluateSettings,
+            ExecutionSettings,
+        ),
+        "compare methods: select, tune and measure with each, for several seeds",
     ),
     "report": Command(
         "jobs.report:report", (TargetSettings, GraphSettings), "write report.html", writes=False
@@ -290,7 +305,7 @@ def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -
     help_text = (field.description or "").replace("%", "%%")
     if not field.is_required() and field.default not in ((), "", None) and kind is not dict:
         default = field.default
-        shown = " ".join(default) if isinstance(default, tuple) else default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         help_text += f" [{shown}]"
     options["help"] = help_text
     if kind is bool:

@@ -22,7 +22,7 @@ from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
 from g2is_ray.layout import GRADIENTS, POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings
 from g2is_ray.rows import MappedParts, map_neighbors
-from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines
+from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
 from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import Pick, align
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
@@ -98,8 +98,7 @@ class _Source:
 
     @cached_property
     def supervised_tokens(self) -> NDArray[np.int64]:
-        rows = self.examples.read_all(["supervised_tokens"])
-        return np.fromiter((row["supervised_tokens"] for row in rows), dtype=np.int64)
+        return pool_tokens(self.workspace)
 
     def texts(self) -> Iterator[str]:
         return (_text(row["messages"]) for row in self.examples.read_all(["messages"]))
@@ -117,6 +116,12 @@ class _Source:
         if tokens:
             return Budget(amount=main["supervised_tokens"], tokens=self.supervised_tokens)
         return Budget(amount=main["selected"])
+
+
+def pool_tokens(workspace: Workspace) -> NDArray[np.int64]:
+    """Supervised tokens [n] of each row of the pool."""
+    rows = ExampleSet(workspace, POOL).read_all(["supervised_tokens"])
+    return np.fromiter((row["supervised_tokens"] for row in rows), dtype=np.int64)
 
 
 def _text(messages: Sequence[dict[str, str]]) -> str:
@@ -292,8 +297,6 @@ def selected_rows(session: Session, variant: str) -> list[int]:
     Raises:
         WorkspaceError: the selection is not finished, older than the pool, or damaged.
     """
-    workspace, stage = session.workspace, f"selections/{variant}"
-    workspace.require_current(stage, "select")
-    workspace.piece(stage, STAGE_RECEIPT)  # a truncated one would be read in part
-    lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
-    return [json.loads(line)["row"] for line in lines]
+    stage = f"selections/{variant}"
+    session.workspace.require_current(stage, "select")
+    return read_rows(session.workspace, stage)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,7 +103,7 @@ def transformers_loss(model, tokenizer, rows):
 def test_the_loss_is_transformers_own_whatever_the_batch(
     token_budget, evaluation, model, tokenizer, rows
 ):
-    found = evaluation(rows, token_budget, exact_match_rows=0).measure(model)
+    found = evaluation(rows, token_budget, exact_match_rows=0).measure(model).facts()
     loss, tokens = transformers_loss(model, tokenizer, rows)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["test_tokens"] == tokens
@@ -110,18 +111,18 @@ def test_the_loss_is_transformers_own_whatever_the_batch(
 
 def test_an_adapter_is_measured_with_its_effect(evaluation, tiny_model, tokenizer, rows):
     base = load_base(ModelSettings(model=tiny_model), torch.device("cpu"))
-    before = evaluation(rows, exact_match_rows=0).measure(base)["loss"]
+    before = evaluation(rows, exact_match_rows=0).measure(base).facts()["loss"]
     tuned = add_adapter(base, LoraSettings(lora_r=4), 0)
     for parameter in lora_parameters(tuned).values():
         torch.nn.init.constant_(parameter, 0.05)
-    found = evaluation(rows, exact_match_rows=0).measure(tuned)["loss"]
+    found = evaluation(rows, exact_match_rows=0).measure(tuned).facts()["loss"]
     assert found == pytest.approx(transformers_loss(tuned.eval(), tokenizer, rows)[0], rel=1e-5)
     assert abs(found - before) > 1e-3
 
 
 def test_measuring_leaves_the_model_as_it_was(evaluation, model, tokenizer, rows):
     before = transformers_loss(model, tokenizer, rows)
-    evaluation(rows, exact_match_rows=1).measure(model)
+    evaluation(rows, exact_match_rows=1).measure(model).facts()
     assert transformers_loss(model, tokenizer, rows) == before
 
 
@@ -144,18 +145,26 @@ def test_a_reply_right_by_construction_matches(token_budget, evaluation, model, 
     asked[1]["answer"] += " and more"
     asked[2]["answer"] = None
     found = evaluation(asked, token_budget).measure(model)
-    assert found["exact_match_rows"] == 5
-    assert found["exact_match"] == pytest.approx(4 / 5)
+    np.testing.assert_array_equal(found.right, [1, 0, np.nan, 1, 1, 1])
+    assert found.facts()["exact_match_rows"] == 5
+    assert found.facts()["exact_match"] == pytest.approx(4 / 5)
+
+
+def test_scores_of_rows_are_those_of_each_row_alone(evaluation, model, rows):
+    found = evaluation(rows, 700, exact_match_rows=0).measure(model)
+    alone = [evaluation([row], exact_match_rows=0).measure(model) for row in rows]
+    assert found.losses == pytest.approx([one.losses[0] for one in alone], rel=1e-5)
+    assert found.tokens.tolist() == [one.tokens[0] for one in alone]
 
 
 @pytest.mark.parametrize(("limit", "measured"), [(0, 0), (2, 2), (99, 6)])
 def test_exact_match_is_taken_of_the_first_rows(limit, measured, evaluation, model, rows):
-    found = evaluation(rows, exact_match_rows=limit, max_new_tokens=1).measure(model)
+    found = evaluation(rows, exact_match_rows=limit, max_new_tokens=1).measure(model).facts()
     assert found["exact_match_rows"] == measured
     assert (found["exact_match"] is None) == (measured == 0)
 
 
 def test_rows_without_answers_have_no_exact_match(evaluation, model, rows):
-    found = evaluation([row | {"answer": None} for row in rows]).measure(model)
+    found = evaluation([row | {"answer": None} for row in rows]).measure(model).facts()
     assert found["exact_match"] is None
     assert found["exact_match_rows"] == 0

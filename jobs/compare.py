@@ -1,0 +1,175 @@
+"""Compare methods: select with each, tune on what it selected, and measure, for several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.trial_worker import TrialWorker
+from g2is_ray.budget import token_budget
+from g2is_ray.comparison import Trials, collect, table
+from g2is_ray.config import (
+    EvaluateSettings,
+    LoraSettings,
+    SeedSettings,
+    SelectorSettings,
+    TrainingPlan,
+    TuneSettings,
+    WalkSettings,
+)
+from g2is_ray.errors import SettingError
+from g2is_ray.layout import comparison_stage
+from g2is_ray.methods import CompareSettings, Method, methods_of
+from g2is_ray.trials import Trial
+from jobs.ingest import pool_settings
+from jobs.parts import finish_parts
+from jobs.selection import make_selections, pool_tokens
+from jobs.selection_tasks import Task, task_of
+from jobs.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def compare(session: Session) -> None:
+    """Write `comparisons/TOKENS/T` for each target T, and all numbers as `comparison.json`."""
+    settings = session.settings(CompareSettings)
+    methods = methods_of("methods", settings.methods)
+    _check(session, settings, methods)
+    tokens = pool_tokens(session.workspace)
+    amount = _budget(session, tokens)
+    tasks = {
+        (target, method.name): [_task(session, target, amount, method, s) for s in settings.seeds]
+        for target in session.targets()
+        for method in methods
+    }
+    selections = {task.stage: task for each in tasks.values() for task in each}
+    make_selections(session, list(selections.values()))
+    trials = _trials(session, tasks, settings.seeds, amount)
+    _run(session, trials, rows=amount / tokens[tokens > 0].mean())
+    found = collect(
+        session.workspace,
+        trials,
+        budget_tokens=amount,
+        pool_tokens=int(tokens.sum()),
+        seeds=settings.seeds,
+        reference=settings.reference,
+    )
+    place = f"comparisons/{amount}"
+    session.workspace.write_json(f"{place}/comparison.json", dataclasses.asdict(found))
+    print(table(found))
+    log.info("compare: %s", session.workspace.location(f"{place}/comparison.json"))
+
+
+def _check(session: Session, settings: CompareSettings, methods: Sequence[Method]) -> None:
+    names = [method.name for method in methods]
+    if settings.reference not in names:
+        raise SettingError(
+            f"reference {settings.reference} is none of the methods: {', '.join(names)}"
+        )
+    for target in session.targets():
+        if not session.workspace.exists(f"targets/{target}/test/receipt.json"):
+            raise SettingError(
+                f"target {target} has no test rows to compare with: give --test {target}=FILE to "
+                "`g2is ingest`"
+            )
+
+
+def _budget(session: Session, tokens: NDArray[np.int64]) -> int:
+    """Supervised tokens that each method may select, of rows that have `tokens` [n]."""
+    stages = [f"selections/{target}" for target in session.targets()]
+    chosen = session.settings(SelectorSettings, *stages)
+    fraction = session.settings(WalkSettings, *stages).fraction
+    return token_budget(tokens, chosen.budget_tokens or int(fraction * tokens.sum())).amount
+
+
+def _task(session: Session, target: str, amount: int, method: Method, seed: int) -> Task:
+    """What a method is to select; the same for all seeds, unless its selector reads the seed."""
+    task = task_of(session, target, method, stage="")
+    seeded = task.selector is not None and "seed" in task.selector.reads
+    name = f"{method.name}-{seed}" if seeded else method.name
+    return dataclasses.replace(
+        task,
+        stage=f"{comparison_stage(amount, target)}/selections/{name}",
+        chosen=dataclasses.replace(task.chosen, budget_tokens=amount),
+        seed=SeedSettings(seed=seed),
+    )
+
+
+def _trials(
+    session: Session,
+    tasks: Mapping[tuple[str, str], Sequence[Task]],
+    seeds: Sequence[int],
+    amount: int,
+) -> Mapping[str, Trials]:
+    """The trials of each target and method."""
+    stages = session.workspace.stages()
+    trials: dict[str, dict[str, list[Trial]]] = {target: {} for target, _ in tasks}
+    for (target, method), each in tasks.items():
+        trials[target][method] = [
+            Trial(
+                stage=f"{comparison_stage(amount, target)}/trials",
+                target=target,
+                method=method,
+                seed=seed,
+                selection=task.stage,
+                fingerprint=stages[task.stage]["fingerprint"],
+            )
+            for seed, task in zip(seeds, each, strict=True)
+        ]
+    return trials
+
+
+def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
+    """Run what is not done, the first seed of all methods first.
+
+    Args:
+        rows: how many rows of average length the budget would buy, which decides the number of
+            optimizer steps.
+    """
+    workspace = session.workspace
+    model, read, _ = pool_settings(session)
+    first = next(iter(trials))
+    lora = session.settings(LoraSettings, "warmup")
+    tune = session.settings(TuneSettings, f"tuned/{first}")
+    evaluate = session.settings(EvaluateSettings, f"evaluations/{first}")
+    steps = math.ceil(rows / tune.tune_batch_size)
+    bases = []
+    for target, own in trials.items():
+        stage = next(iter(own.values()))[0].stage
+        facts = {"steps_per_epoch": steps}
+        inputs = [f"targets/{target}/test"]
+        session.begin(stage, model, lora, tune, evaluate, inputs=inputs, facts=facts)
+        bases.append(Trial(stage=stage, target=target))
+    by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
+    every = bases + [trial for each in by_seed for trial in each]
+    plan = TrainingPlan(
+        model=model,
+        lora=lora,
+        epochs=tune.tune_epochs,
+        learning_rate=tune.tune_learning_rate,
+        batch_size=tune.tune_batch_size,
+        schedule="cosine",
+        max_tokens=read.max_tokens,
+        seed=0,  # each trial has its own
+        steps_per_epoch=steps,
+    )
+    settings = {
+        "model": model,
+        "plan": plan,
+        "evaluate": evaluate,
+        "execution": session.execution,
+    }
+    finish_parts(
+        session,
+        {trial: (trial.stage, trial.name) for trial in every},
+        "compare",
+        TrialWorker,
+        {"url": workspace.location(""), "settings": settings},
+        session.execution.workers,
+        is_current=Trial.is_done,
+    )
