@@ -1,4 +1,4 @@
-"""`g2is compare` on the main job's workspace: what all have alike, what is written, how it resumes."""
+"""`g2is compare` on the main job's workspace: what all have alike, what is written, and resume."""
 
 import shutil
 import sys
