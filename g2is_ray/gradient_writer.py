@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from g2is_ray import checkpoints, models
 from g2is_ray.adapted import gradient_linears
@@ -60,6 +61,7 @@ class GradientWriter:
         max_tokens: int,
     ) -> None:
         self._workspace = workspace
+        self._momentum = gradients.momentum
         self._computing = threading.Lock()
         tokenizer = models.load_tokenizer(model)
         self._encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
@@ -69,7 +71,7 @@ class GradientWriter:
         self._computer = GradientComputer(
             self._model,
             self._projection(gradients, seed),
-            checkpoints.put(self._model, self._held[-1]),
+            self._put(self._held[-1]),
             pad_id=tokenizer.pad_token_id or 0,
             token_budget=(
                 "auto" if execution.token_budget == "auto" else models.token_budget(execution)
@@ -86,6 +88,13 @@ class GradientWriter:
             for name, module in gradient_linears(self._model, settings.lora_layers).items()
         }
         return make_projection(settings.projection, settings.projection_dim, seed.seed, sizes)
+
+    def _put(self, held: checkpoints.Checkpoint) -> models.Moments:
+        """Give the model a checkpoint's adapter; returns the moments to adjust with."""
+        moments = checkpoints.put(self._model, held)
+        if self._momentum:
+            return moments
+        return {name: (torch.zeros_like(m), v) for name, (m, v) in moments.items()}
 
     def _prefix(self, number: int) -> str:
         """What tells checkpoints' parameters apart, so that each is projected by itself."""
@@ -142,7 +151,7 @@ class GradientWriter:
         total = np.zeros((len(encoded), self._computer.dimensions), dtype=np.float32)
         invalid: dict[int, str] = {}
         for number, (weight, held) in enumerate(zip(self._weights, self._held, strict=True)):
-            self._computer.use(checkpoints.put(self._model, held), self._prefix(number))
+            self._computer.use(self._put(held), self._prefix(number))
             result = self._computer.compute(encoded, adjust=adjust)
             total += np.float32(np.sqrt(weight)) * normalize(result.projected)
             invalid |= result.invalid
