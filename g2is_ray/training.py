@@ -78,7 +78,8 @@ class TunedModel:
         model = models.add_adapter(base, plan.lora, plan.seed)
         items: Sequence[Encoded] | Sequence[list[Encoded]] = self._encoded
         if plan.steps_per_epoch:
-            groups = spread_evenly(len(rows), plan, execution.micro_batch_size)
+            lengths = [len(one.input_ids) for one in self._encoded]
+            groups = spread_evenly(lengths, plan.steps_per_epoch, execution.micro_batch_size)
             items = [[self._encoded[row] for row in group] for group in groups]
         micro, accumulated = _batching(plan, len(items), execution, world_size)
         self.trainer = Trainer(
@@ -147,24 +148,27 @@ def _prepare_trackers(names: Sequence[str], tensorboard: str) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
 
 
-def spread_evenly(rows: int, plan: TrainingPlan, most: int) -> list[NDArray[np.intp]]:
-    """Split rows at random into groups, so that an epoch has the plan's steps exactly.
+def spread_evenly(lengths: Sequence[int], steps: int, most: int) -> list[NDArray[np.intp]]:
+    """Split rows into groups, so that an epoch has so many optimizer steps exactly.
 
-    A group is held in memory at once: `most` rows or one more; a step accumulates as many groups
-    as every other. Group sizes differ by one at most.
+    A group is held in memory at once: `most` rows or one more, of like lengths, so that little is
+    padded. Group sizes differ by one at most, and each step accumulates equally many groups, drawn
+    anew for every epoch.
+
+    Args:
+        lengths: of the rows, in tokens.
 
     Raises:
         SettingError: there are fewer rows than steps.
     """
-    steps = plan.steps_per_epoch
+    rows = len(lengths)
     if rows < steps:
         raise SettingError(
             f"{rows} rows cannot be spread over {steps} optimizer steps: raise tune_batch_size, so "
             "that there are fewer steps, or the budget"
         )
     accumulated = min(math.ceil(rows / (steps * most)), rows // steps)
-    order = np.random.default_rng(plan.seed).permutation(rows)
-    return np.array_split(order, steps * accumulated)
+    return np.array_split(np.argsort(lengths, kind="stable"), steps * accumulated)
 
 
 def _batching(
