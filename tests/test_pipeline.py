@@ -158,28 +158,6 @@ def test_a_pool_that_grows_keeps_what_it_has_and_selects_from_all(
     assert written(workspace, "") == after
 
 
-def test_stage_commands_one_by_one_do_what_the_main_job_does(
-    inputs: Path, finished: Path, tmp_path: Path
-) -> None:
-    g2is = [sys.executable, "-m", "jobs.cli"]
-    here = ["--workspace", str(tmp_path / "workspace")]
-    settings = ["--config", str(inputs / "run.yaml")]
-    run([*g2is, "ingest", *command(inputs, tmp_path / "workspace")[4:]])
-    for stage in ("warmup", "gradients", "graph", "select", "tune", "evaluate", "report"):
-        run([*g2is, stage, *settings, *here])
-    status = subprocess.run(
-        [*g2is, "status", *here], cwd=ROOT, env=environment(), capture_output=True, text=True
-    ).stdout
-    assert "gradients                       3/3  done, 35 rows" in status
-    assert "to do" not in status
-    for variant in ("gsm8k", "gsm8k@random", "gsm8k@paper"):
-        selection = f"selections/{variant}/selection.jsonl"
-        assert (tmp_path / "workspace" / selection).read_bytes() == (
-            finished / selection
-        ).read_bytes()
-    assert (tmp_path / "workspace/report.html").exists()
-
-
 def begun(stage: str) -> Callable[[Path], bool]:
     return lambda workspace: (
         f'"{stage}"' in (workspace / "workspace.json").read_text()
@@ -204,26 +182,37 @@ KILLS = {
 }
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_selection(
+def test_stage_commands_killed_and_given_again_do_what_the_main_job_does(
     inputs: Path, finished: Path, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"
-    arguments = command(inputs, workspace)
+    g2is, here = [sys.executable, "-m", "jobs.cli"], ["--workspace", str(workspace)]
     for stage, reached in KILLS.items():
+        settings = ["--config", str(inputs / "run.yaml"), *here]
+        if stage == "ingest":
+            settings = command(inputs, workspace)[4:]
         log = (tmp_path / f"{stage}.log").open("w")
-        driver = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+        driver = subprocess.Popen(
+            [*g2is, stage, *settings], cwd=ROOT, env=environment(), stdout=log, stderr=log
+        )
         while driver.poll() is None and not reached(workspace):
             time.sleep(0.01)
         assert driver.poll() is None, f"{stage}: " + (tmp_path / f"{stage}.log").read_text()[-3000:]
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    run(arguments)
+        run([*g2is, stage, *settings])
+    status = subprocess.run(
+        [*g2is, "status", *here], cwd=ROOT, env=environment(), capture_output=True, text=True
+    ).stdout
+    assert "gradients                       3/3  done, 35 rows" in status
+    assert "to do" not in status
     for variant in ("gsm8k", "gsm8k@random", "gsm8k@paper"):
         selection = f"selections/{variant}/selection.jsonl"
         assert (workspace / selection).read_bytes() == (finished / selection).read_bytes()
     warmed = [f"warmup/{name}" for number in (1, 2) for name in file_names(number)]
     for file in ("gradients/part-00002.npy", *warmed):
         assert (workspace / file).read_bytes() == (finished / file).read_bytes()
+    assert (workspace / "report.html").exists()
 
 
 def test_a_warm_up_that_was_removed_by_hand_begins_anew(inputs: Path, tmp_path: Path) -> None:
