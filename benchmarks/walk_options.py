@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from g2is_ray.budget import row_budget
-from g2is_ray.config import PRESETS, WalkSettings
+from g2is_ray.config import PRESETS, WalkSettings, build
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import GradientSet
 from g2is_ray.knowledge import CoreKnowledge
@@ -72,8 +72,7 @@ def ablations(targets: list[str], fraction: float) -> Iterator[Ablation]:
     rows |= {name: RECOMMENDED | change for name, change in OPTIONS.items()}
     for target in targets:
         for name, own in rows.items():
-            rest = {key: value for key, value in own.items() if key != "center"}
-            settings = WalkSettings(fraction=fraction, **rest)
+            settings = build(WalkSettings, {**own, "fraction": fraction})
             yield Ablation(target=target, name=name, center=own["center"], settings=settings)
 
 

@@ -152,7 +152,7 @@ class Walk:
             self._picked.append(row)
             yield Pick(rank=rank, row=row, component=index, step=step, similarity=similarity, **why)
 
-    def _begin_path(self, compared: _Comparison | None) -> _Comparison:
+    def _begin_path(self, compared: _Compared | None) -> _Compared:
         """What candidates of the next path are compared with, given what they were so far.
 
         Earlier picks are read anew for each component, so that its picks are the same to the
@@ -160,12 +160,12 @@ class Walk:
         """
         with_all = self._settings.conflict_with == "selection"
         if compared is None or not with_all:
-            return _Comparison(self._x, self._picked if with_all else [], self._settings)
+            return _Compared(self._x, self._picked if with_all else [], self._settings)
         compared.begin_path()
         return compared
 
 
-class _Comparison:
+class _Compared:
     """Rows of the pool compared with picks: the members of the path (S), perhaps after others.
 
     Picks are only added, so a dot product of a row with one stays what it is:
@@ -179,9 +179,10 @@ class _Comparison:
     """
 
     def __init__(self, x: Rows, picked: Sequence[int], settings: WalkSettings) -> None:
-        self._x, self._pairs = x, settings.conflict == "pairs"
+        self._x = x
+        self._least = 0.0 if settings.conflict == "pairs" else -np.inf
         # The cosine of equal rows may be rounded to more than 1.
-        self._most_similar = settings.max_similarity if settings.max_similarity < 1 else np.inf
+        self._most = settings.max_similarity if settings.max_similarity < 1 else np.inf
         room = np.empty((_FIRST_PICKS, x.dimensions), dtype=np.float32)
         self._picks = np.concatenate([x.take(np.array(picked, dtype=np.int64)), room])
         self._length = self._path = len(picked)  # S begins at `_path`
@@ -224,9 +225,7 @@ class _Comparison:
 
     def _rule_out(self, rows: NDArray[np.integer], dots_bs: NDArray[np.float32]) -> None:
         """Rule out rows because of their products; the earliest such pick says why."""
-        refused_bs = dots_bs > self._most_similar
-        if self._pairs:
-            refused_bs |= dots_bs < 0
+        refused_bs = (dots_bs < self._least) | (dots_bs > self._most)
         refused = refused_bs.any(axis=1)
         first = dots_bs[np.arange(len(rows)), refused_bs.argmax(axis=1)]
         self.open[rows] = ~refused
@@ -245,10 +244,10 @@ class _Comparison:
 
     def from_dissimilar(self, order: NDArray[np.integer]) -> NDArray[np.integer]:
         """`order` from the first row on that is too similar to no pick."""
-        while len(order) and self._length and self._most_similar < np.inf:
+        while len(order) and self._length and self._most < np.inf:
             rows = order[:_FIRST_BLOCK]
             dots_bs = dot_products(self._x.take(rows), self._picks[: self._length])
-            fits = (dots_bs <= self._most_similar).all(axis=1)
+            fits = (dots_bs <= self._most).all(axis=1)
             if fits.any():
                 return order[fits.argmax() :]
             order = order[_FIRST_BLOCK:]
@@ -277,7 +276,7 @@ class _Path:
         along: NDArray[np.float32],
         order: NDArray[np.integer],
         free: NDArray[np.bool_],
-        compared: _Comparison,
+        compared: _Compared,
         delta: float,
     ) -> None:
         self._x, self._along, self._order, self._free = x, along, order, free
@@ -287,7 +286,7 @@ class _Path:
         self._sum_along = 0.0  # (sum of S) · c
         self._waiting = order[:0]
         self._ahead = 0  # where in `order` no fallback has been yet
-        self._most = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)
+        self._largest = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)  # block
         self.passed_over = PassedOver()  # by the last `next_neighbor`
 
     def anchor(self) -> Found:
@@ -314,7 +313,7 @@ class _Path:
         while not picked and self._ahead < len(self._order):
             block = self._open(self._order[self._ahead : self._ahead + size])
             self._ahead += size
-            picked, size = self._pick_from(block), min(2 * size, self._most)
+            picked, size = self._pick_from(block), min(2 * size, self._largest)
             self._waiting = np.concatenate([self._waiting, self._open(block)])
         return (self._last, float(self._along[self._last])) if picked else None
 
@@ -326,7 +325,7 @@ class _Path:
         while start < len(candidates):
             if self._pick_from(candidates[start : start + size]):
                 return True
-            start, size = start + size, min(2 * size, self._most)
+            start, size = start + size, min(2 * size, self._largest)
         return False
 
     def _pick_from(self, rows: NDArray[np.integer]) -> bool:
