@@ -149,7 +149,8 @@ def _title(settings: dict[str, Any], baseline: str) -> str:
 def _for_people(record: dict[str, Any]) -> dict[str, Any]:
     """A pick counted from 1; not every selector has components, or similarities."""
     component, similarity = record["component"], record["similarity"]
-    return record | {
+    shown = {name: record[name] for name in ("row", "id", "step")}
+    return shown | {
         "rank": record["rank"] + 1,
         "component": None if component is None else component + 1,
         "similarity": float("nan") if similarity is None else similarity,

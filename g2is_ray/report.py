@@ -66,6 +66,10 @@ class ComponentRow:
     anchors: int
     neighbors: int
     fallbacks: int
+    conflicting: int = 0
+    """Nearer neighbors that were passed over, as are the next two; see `walk.PassedOver`."""
+    too_similar: int = 0
+    inconsistent: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

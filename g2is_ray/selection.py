@@ -21,7 +21,7 @@ from g2is_ray.errors import InputError
 from g2is_ray.knowledge import CoreKnowledge, core_knowledge, split_budget
 from g2is_ray.rows import Rows
 from g2is_ray.selector import Pool, Selector, Target
-from g2is_ray.walk import Neighbors, Pick, Walk, align
+from g2is_ray.walk import Neighbors, PassedOver, Pick, Walk, align
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,10 @@ class Selection:
 
     def summary(self) -> dict[str, Any]:
         """Budget, picks and components, in numbers."""
-        steps = Counter((pick.component, pick.step) for pick in self.picks)
+        counts = Counter((pick.component, pick.step) for pick in self.picks)
+        for pick in self.picks:
+            for rule in PassedOver._fields:
+                counts[pick.component, rule] += getattr(pick, rule)
         return {
             "budget": sum(self.budgets),
             "selected": len(self.picks),
@@ -55,11 +58,12 @@ class Selection:
                     "explained_variance_ratio": float(self.knowledge.explained_variance_ratio[c]),
                     "weight": float(self.knowledge.weights[c]),
                     "budget": self.budgets[c],
-                    "selected": sum(steps[c, step] for step in ("anchor", "neighbor", "fallback")),
-                    "anchors": steps[c, "anchor"],
-                    "neighbors": steps[c, "neighbor"],
-                    "fallbacks": steps[c, "fallback"],
+                    "selected": sum(counts[c, step] for step in ("anchor", "neighbor", "fallback")),
+                    "anchors": counts[c, "anchor"],
+                    "neighbors": counts[c, "neighbor"],
+                    "fallbacks": counts[c, "fallback"],
                 }
+                | {rule: counts[c, rule] for rule in PassedOver._fields}
                 for c in range(len(self.budgets))
             ],
         }
@@ -150,9 +154,7 @@ def carry_out(
         save: is given each further component and its picks as soon as they are made.
     """
     budgets = split_budget(budget.amount, knowledge.weights)
-    walk = Walk(
-        x, neighbors, along, valid, delta=settings.delta, on_exhausted=settings.on_exhausted
-    )
+    walk = Walk(x, neighbors, along, valid, settings)
     picks = [pick for piece in earlier for pick in piece]
     walk.repeat(picks)
     spent = sum(budget.cost(pick.row) for pick in picks)
@@ -172,13 +174,29 @@ def carry_out(
         if save:
             save(component, own)
     if budget.tokens is None and spent < budget.amount:
-        why = (
-            "every usable row is picked"
-            if settings.on_exhausted == "restart"
-            else "nothing else qualified, and on_exhausted is stop"
-        )
-        log.warning("%s: %d of %d picked: %s", label, spent, budget.amount, why)
-    return Selection(picks=picks, knowledge=knowledge, budgets=budgets)
+        log.warning("%s: %d of %d picked: %s", label, spent, budget.amount, _why_short(settings))
+    selection = Selection(picks=picks, knowledge=knowledge, budgets=budgets)
+    _log_steps(label, selection)
+    return selection
+
+
+def _why_short(settings: WalkSettings) -> str:
+    if settings.on_exhausted == "stop":
+        return "nothing else qualified, and on_exhausted is stop"
+    if settings.max_similarity < 1 and settings.conflict_with == "selection":
+        return "every other usable row is more similar to a pick than max_similarity"
+    return "every usable row is picked"
+
+
+def _log_steps(label: str, selection: Selection) -> None:
+    components = selection.summary()["per_component"]
+    names = "anchors", "neighbors", "fallbacks", *PassedOver._fields
+    log.info(
+        "%s: %d anchors, %d neighbors, %d fallbacks; nearer neighbors passed over: "
+        "%d conflicting, %d too similar, %d inconsistent",
+        label,
+        *(sum(component[name] for component in components) for name in names),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,27 +1,28 @@
 """The gradient walk: from each component's anchor through the kNN graph.
 
-Source: G2IS (arXiv 2502.11062), section 3, as its authors' code does it. `restart` goes
-beyond it: a budget that conflicts would leave unspent is spent from a new anchor.
+Source: G2IS (arXiv 2502.11062), section 3, as its authors' code does it. What goes beyond it is
+an option of `WalkSettings`, and off in the preset `paper`.
 
 The pool is never held. One pass gives c·x of every row with every component; after that
-only candidates are read. What is held is 4 bytes per row and component, about 40 per row
-for the component at hand, and the picks since its last anchor.
+only candidates are read. What is held is 4 bytes per row and component, about 50 per row
+for the component at hand, and the picks that candidates are compared with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from g2is_ray.config import WalkSettings
 from g2is_ray.rows import Rows
 
 _FIRST_BLOCK = 16  # candidates looked at first; doubled from block to block
 _BLOCK_NUMBERS = 2**18  # float32 numbers of the largest block: 1 MiB, which stays in the cache
-_FIRST_MEMBERS = 32  # members compared with first; doubled from chunk to chunk
+_FIRST_PICKS = 32  # picks compared with first; doubled from chunk to chunk
 
 
 class Neighbors(Protocol):
@@ -32,6 +33,17 @@ class Neighbors(Protocol):
         ...
 
 
+class PassedOver(NamedTuple):
+    """Free neighbors of the last pick that did not qualify, by the first rule they broke.
+
+    A row that the picks rule out for good is counted under the earliest pick that does.
+    """
+
+    conflicting: int = 0
+    too_similar: int = 0
+    inconsistent: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
     """One selected row and why it was taken.
@@ -39,6 +51,9 @@ class Pick:
     The walk's steps are anchor, neighbor and fallback. Their similarity is the cosine of a
     neighbor to the pick before it, and otherwise to the component. Other selectors have a step
     and a score of their own; where there is none, similarity is None.
+
+    The last three say how many free neighbors of the pick before, nearer than this one, did not
+    qualify: all of them where this one is no neighbor. See `PassedOver`.
     """
 
     rank: int
@@ -46,6 +61,9 @@ class Pick:
     component: int | None
     step: str
     similarity: float | None
+    conflicting: int = 0
+    too_similar: int = 0
+    inconsistent: int = 0
 
 
 def align(
@@ -76,8 +94,7 @@ class Walk:
         neighbors: the pool's kNN graph.
         along: dot products [c, n] of the components with the rows, see `align`.
         valid: which rows [n] may be picked.
-        delta: share of the path's |cos| with the component that a step must keep.
-        on_exhausted: end a component early, or go on from its next anchor.
+        settings: the rules of the walk.
     """
 
     def __init__(
@@ -86,20 +103,18 @@ class Walk:
         neighbors: Neighbors,
         along: NDArray[np.float32],
         valid: NDArray[np.bool_],
-        *,
-        delta: float,
-        on_exhausted: Literal["stop", "restart"],
+        settings: WalkSettings,
     ) -> None:
         self._x, self._neighbors, self._along = x, neighbors, along
         self._free = valid.copy()  # not yet picked, and valid
-        self._delta, self._on_exhausted = delta, on_exhausted
-        self._rank = 0
+        self._settings = settings
+        self._picked: list[int] = []
 
     def repeat(self, picks: Iterable[Pick]) -> None:
         """Take picks of an earlier walk as made, instead of looking for them."""
         for pick in picks:
             self._free[pick.row] = False
-            self._rank = pick.rank + 1
+            self._picked.append(pick.row)
 
     def component(
         self, index: int, budget: int, cost: Callable[[int], int] = lambda row: 1
@@ -111,47 +126,148 @@ class Walk:
             cost: of a row; without it, `budget` is a number of picks.
         """
         along = self._along[index]
-        order = np.argsort(-along, kind="stable")
-        path = None
+        order: NDArray[np.integer] = np.argsort(-along, kind="stable")
+        compared = path = None
         while budget > 0:
             step = "neighbor"
             found = path.next_neighbor(self._neighbors) if path else None
+            passed = path.passed_over if path else PassedOver()
             if path and found is None:
                 step, found = "fallback", path.fallback()
             if found is None:
-                if path and self._on_exhausted == "stop":
+                if path and self._settings.on_exhausted == "stop":
                     return
-                order = order[self._free[order]]
+                compared = self._begin_path(compared)
+                order = compared.from_dissimilar(order[self._free[order]])
                 if not len(order):
                     return
-                path = _Path(self._x, along, order, self._free, self._delta)
+                path = _Path(self._x, along, order, self._free, compared, self._settings.delta)
                 step, found = "anchor", path.anchor()
             row, similarity = found
             budget -= cost(row)
             if budget < 0:
                 self._free[row] = True  # for another component, where it may fit
                 return
-            yield Pick(rank=self._rank, row=row, component=index, step=step, similarity=similarity)
-            self._rank += 1
+            rank, why = len(self._picked), passed._asdict()
+            self._picked.append(row)
+            yield Pick(rank=rank, row=row, component=index, step=step, similarity=similarity, **why)
+
+    def _begin_path(self, compared: _Compared | None) -> _Compared:
+        """What candidates of the next path are compared with, given what they were so far.
+
+        Earlier picks are read anew for each component, so that its picks are the same to the
+        last bit whether the walk was interrupted before it or not.
+        """
+        with_all = self._settings.conflict_with == "selection"
+        if compared is None or not with_all:
+            return _Compared(self._x, self._picked if with_all else [], self._settings)
+        compared.begin_path()
+        return compared
+
+
+class _Compared:
+    """Rows of the pool compared with picks: the members of the path (S), perhaps after others.
+
+    Picks are only added, so a dot product of a row with one stays what it is:
+
+    1. Each is formed once. A row remembers how many picks it was compared with, from the
+       first on, and the sums of those products.
+    2. A pick that conflicts with a row, or is too similar to it, rules it out: it is never
+       looked at again.
+
+    Only `from_dissimilar` forms products again, of the few rows that it looks at.
+    """
+
+    def __init__(self, x: Rows, picked: Sequence[int], settings: WalkSettings) -> None:
+        self._x = x
+        self._least = 0.0 if settings.conflict == "pairs" else -np.inf
+        # The cosine of equal rows may be rounded to more than 1.
+        self._most = settings.max_similarity if settings.max_similarity < 1 else np.inf
+        room = np.empty((_FIRST_PICKS, x.dimensions), dtype=np.float32)
+        self._picks = np.concatenate([x.take(np.array(picked, dtype=np.int64)), room])
+        self._length = self._path = len(picked)  # S begins at `_path`
+        self._compared = np.zeros(len(x), dtype=np.int32)  # picks compared with
+        self._totals = np.zeros(len(x))  # of the dot products with those
+        self.sums = np.zeros(len(x))  # of those with members of S
+        self.latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
+        self.open = np.ones(len(x), dtype=bool)  # not ruled out, as far as compared
+        self._similar = np.zeros(len(x), dtype=bool)  # ruled out for that, and not for a conflict
+
+    def begin_path(self) -> None:
+        """Begin an empty S; what rules rows out stays."""
+        self._path = self._length
+        self.sums[:] = 0
+
+    def add(self, x_d: NDArray[np.float32]) -> None:
+        if self._length == len(self._picks):
+            self._picks = np.concatenate([self._picks, np.empty_like(self._picks)])
+        self._picks[self._length] = x_d
+        self._length += 1
+
+    def compare(self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]) -> None:
+        """Compare rows with the picks they were not compared with yet, up to one that rules out."""
+        compared = self._compared[rows]
+        for start in np.unique(compared):
+            here = np.flatnonzero(compared == start)
+            size = _FIRST_PICKS
+            while start < self._length and len(here):
+                end = min(start + size, self._length)
+                dots_bs = dot_products(x_bd[here], self._picks[start:end])
+                self._rule_out(rows[here], dots_bs)
+                still = self.open[rows[here]]
+                here, dots_bs = here[still], dots_bs[still]
+                in_path_bs = dots_bs[:, max(0, self._path - start) :]
+                self._totals[rows[here]] += dots_bs.sum(axis=1, dtype=np.float64)
+                self.sums[rows[here]] += in_path_bs.sum(axis=1, dtype=np.float64)
+                self.latest[rows[here]] = dots_bs[:, -1]
+                start, size = end, 2 * size
+            self._compared[rows[here]] = self._length
+
+    def _rule_out(self, rows: NDArray[np.integer], dots_bs: NDArray[np.float32]) -> None:
+        """Rule out rows because of their products; the earliest such pick says why."""
+        refused_bs = (dots_bs < self._least) | (dots_bs > self._most)
+        refused = refused_bs.any(axis=1)
+        first = dots_bs[np.arange(len(rows)), refused_bs.argmax(axis=1)]
+        self.open[rows] = ~refused
+        self._similar[rows] = refused & (first >= 0)
+
+    def agree(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which rows, if compared with all picks, neither conflict nor are too similar."""
+        # Where no product is negative neither is the sum: this holds for both kinds of conflict.
+        return self.open[rows] & (self._totals[rows] >= 0)
+
+    def passed_over(self, rows: NDArray[np.integer]) -> PassedOver:
+        """Why these rows, compared with all picks unless ruled out, did not qualify."""
+        similar, agree = self._similar[rows], self.agree(rows)
+        counts = (~agree & ~similar).sum(), similar.sum(), agree.sum()
+        return PassedOver(*map(int, counts))
+
+    def from_dissimilar(self, order: NDArray[np.integer]) -> NDArray[np.integer]:
+        """`order` from the first row on that is too similar to no pick."""
+        while len(order) and self._length and self._most < np.inf:
+            rows = order[:_FIRST_BLOCK]
+            dots_bs = dot_products(self._x.take(rows), self._picks[: self._length])
+            fits = (dots_bs <= self._most).all(axis=1)
+            if fits.any():
+                return order[fits.argmax() :]
+            order = order[_FIRST_BLOCK:]
+        return order
 
 
 Found = tuple[int, float]  # a row, and its similarity as in `Pick`
 
 
 class _Path:
-    """The examples picked since the last anchor (S), and what each candidate has to do with them.
+    """The examples picked since the last anchor (S), and the search for the next.
 
-    S only grows, so a dot product of a candidate with a member stays what it is:
-
-    1. Each is formed once. A row remembers how many members it was compared with, from the
-       first on, and the sum of those products.
-    2. A row that conflicts with a member is never looked at again.
-    3. A row that was looked at by a fallback, does not conflict, but would not have kept the
-       path consistent, waits: it comes before all rows that no fallback looked at.
+    A row that was looked at by a fallback, and did not qualify, but which no pick rules out,
+    waits: it comes before all rows that no fallback looked at.
 
     Args:
         order: rows that may be picked, in descending c·x.
         free: rows [n] that nobody has picked; picks are marked here.
+        compared: what candidates are compared with; picks are added.
+        delta: share of the path's |cos| with the component that a step must keep.
     """
 
     def __init__(
@@ -160,22 +276,18 @@ class _Path:
         along: NDArray[np.float32],
         order: NDArray[np.integer],
         free: NDArray[np.bool_],
+        compared: _Compared,
         delta: float,
     ) -> None:
         self._x, self._along, self._order, self._free = x, along, order, free
-        self._delta = delta
-        self._members = np.empty((_FIRST_MEMBERS, x.dimensions), dtype=np.float32)
-        self._length = 0
+        self._compared, self._delta = compared, delta
         self._last = -1
         self._squared_norm = 0.0  # |sum of S|^2
         self._sum_along = 0.0  # (sum of S) · c
-        self._compared = np.zeros(len(x), dtype=np.int32)  # members compared with
-        self._sums = np.zeros(len(x))  # of the dot products with those
-        self._latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
-        self._conflicts = np.zeros(len(x), dtype=bool)
         self._waiting = order[:0]
         self._ahead = 0  # where in `order` no fallback has been yet
-        self._most = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)
+        self._largest = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)  # block
+        self.passed_over = PassedOver()  # by the last `next_neighbor`
 
     def anchor(self) -> Found:
         """Pick the row with the largest c·x."""
@@ -186,9 +298,13 @@ class _Path:
     def next_neighbor(self, neighbors: Neighbors) -> Found | None:
         """Pick the neighbor most similar to the last pick, of those that qualify."""
         near = neighbors[self._last]
-        if not self._pick_first(self._open(near[near >= 0])):
-            return None
-        return self._last, float(self._latest[self._last])
+        near = near[near >= 0]
+        near = near[self._free[near]]
+        picked = self._pick_first(self._open(near))
+        if picked:
+            near = near[: int(np.argmax(near == self._last))]
+        self.passed_over = self._compared.passed_over(near)
+        return (self._last, float(self._compared.latest[self._last])) if picked else None
 
     def fallback(self) -> Found | None:
         """Pick the row with the largest c·x, of those that qualify."""
@@ -197,75 +313,54 @@ class _Path:
         while not picked and self._ahead < len(self._order):
             block = self._open(self._order[self._ahead : self._ahead + size])
             self._ahead += size
-            picked, size = self._pick_from(block), min(2 * size, self._most)
+            picked, size = self._pick_from(block), min(2 * size, self._largest)
             self._waiting = np.concatenate([self._waiting, self._open(block)])
         return (self._last, float(self._along[self._last])) if picked else None
 
     def _open(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-        return rows[self._free[rows] & ~self._conflicts[rows]]
+        return rows[self._free[rows] & self._compared.open[rows]]
 
     def _pick_first(self, candidates: NDArray[np.integer]) -> bool:
         start, size = 0, _FIRST_BLOCK
         while start < len(candidates):
             if self._pick_from(candidates[start : start + size]):
                 return True
-            start, size = start + size, min(2 * size, self._most)
+            start, size = start + size, min(2 * size, self._largest)
         return False
 
     def _pick_from(self, rows: NDArray[np.integer]) -> bool:
         """Pick the first of `rows` that qualifies, if there is one."""
         x_bd = self._x.take(rows)
-        self._compare(rows, x_bd)
+        self._compared.compare(rows, x_bd)
         accepted = self._accepted(rows, x_bd)
         if not len(accepted):
             return False
         self._add(int(rows[accepted[0]]), x_bd[accepted[0]])
         return True
 
-    def _compare(self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]) -> None:
-        """Compare rows with the members they were not compared with yet, up to a conflict."""
-        compared = self._compared[rows]
-        for start in np.unique(compared):
-            here = np.flatnonzero(compared == start)
-            size = _FIRST_MEMBERS
-            while start < self._length and len(here):
-                end = min(start + size, self._length)
-                dots_bs = dot_products(x_bd[here], self._members[start:end])
-                agrees = (dots_bs >= 0).all(axis=1)
-                self._conflicts[rows[here[~agrees]]] = True
-                here, dots_bs = here[agrees], dots_bs[agrees]
-                self._sums[rows[here]] += dots_bs.sum(axis=1, dtype=np.float64)
-                self._latest[rows[here]] = dots_bs[:, -1]
-                start, size = end, 2 * size
-            self._compared[rows[here]] = self._length
-
     def _accepted(
         self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]
     ) -> NDArray[np.integer]:
-        """Which candidates, by index, conflict with no member and keep the path consistent."""
-        here = np.flatnonzero(~self._conflicts[rows])
+        """Which candidates, by index, agree with the picks and keep the path consistent."""
+        here = np.flatnonzero(self._compared.agree(rows))
         rows, x_bd = rows[here], x_bd[here]
         norms = np.einsum("bd,bd->b", x_bd, x_bd, dtype=np.float64)
-        squared = self._squared_norm + 2 * self._sums[rows] + norms
+        squared = self._squared_norm + 2 * self._compared.sums[rows] + norms
         along = self._sum_along + self._along[rows].astype(np.float64)
         now = _cosine(self._sum_along, self._squared_norm)
         return here[_cosine(along, squared) >= self._delta * now]
 
     def _add(self, row: int, x_d: NDArray[np.float32]) -> None:
-        if self._length == len(self._members):
-            more = np.empty_like(self._members)
-            self._members = np.concatenate([self._members, more])
-        self._members[self._length] = x_d
-        self._length += 1
-        self._squared_norm += 2 * float(self._sums[row]) + float(x_d @ x_d)
+        self._compared.add(x_d)
+        self._squared_norm += 2 * float(self._compared.sums[row]) + float(x_d @ x_d)
         self._sum_along += float(self._along[row])
         self._free[row] = False
         self._last = row
 
 
-def dot_products(x_bd: NDArray[np.float32], members_sd: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All dot products [b, s] of candidates with members; nothing else forms any."""
-    return x_bd @ members_sd.T
+def dot_products(x_bd: NDArray[np.float32], picks_sd: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All dot products [b, s] of candidates with picks; nothing else forms any."""
+    return x_bd @ picks_sd.T
 
 
 def _cosine(along: NDArray[np.float64] | float, squared_norm: NDArray[np.float64] | float):  # type: ignore[no-untyped-def]
@@ -278,12 +373,10 @@ def walk(
     neighbors: Neighbors,
     components: NDArray[np.floating],
     budgets: Sequence[int],
-    *,
-    delta: float,
-    on_exhausted: Literal["stop", "restart"],
+    **rules: Any,
 ) -> Iterator[Pick]:
-    """Pick rows for each of the components [c, d], unit rows, in turn; see `Walk`."""
+    """Pick rows for each of the components [c, d], unit rows, in turn; rules are `WalkSettings`."""
     [along], valid = align(x, [components])
-    walked = Walk(x, neighbors, along, valid, delta=delta, on_exhausted=on_exhausted)
+    walked = Walk(x, neighbors, along, valid, WalkSettings(**rules))
     for index, budget in enumerate(budgets):
         yield from walked.component(index, budget)

@@ -1,0 +1,168 @@
+"""What each option of the walk changes, on a workspace that has gradients: a table per target.
+
+    python benchmarks/walk_options.py --workspace runs/first --fraction 0.05
+
+Nothing is written or tuned: this says what is picked, not whether it helps. A graph that the
+workspace lacks is built in memory. The columns conflicting, too_similar and inconsistent count
+nearer neighbors that were passed over; cos > 0.9 counts picks that have another so near. Cosines
+are of centered gradients in every row, so that rows can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from g2is_ray.budget import row_budget
+from g2is_ray.config import PRESETS, WalkSettings, build
+from g2is_ray.examples import ExampleSet
+from g2is_ray.features import GradientSet
+from g2is_ray.knowledge import CoreKnowledge
+from g2is_ray.layout import GRADIENTS, POOL, graph_stage
+from g2is_ray.rows import map_neighbors
+from g2is_ray.search import knn_graph
+from g2is_ray.selection import Selection, carry_out, knowledge_of
+from g2is_ray.walk import Neighbors, PassedOver, align
+from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+
+PUBLISHED, RECOMMENDED = PRESETS["paper"], PRESETS["recommended"]
+STEPS: dict[str, dict[str, Any]] = {  # each on top of those before it
+    "published": {},
+    "+ restart": {"on_exhausted": "restart"},
+    "+ center": {"center": True},
+    "+ uncentered": {"pca": "uncentered"},
+    "+ orient": {"orient": True},
+}
+SUM, SELECTION = {"conflict": "sum"}, {"conflict_with": "selection"}
+OPTIONS: dict[str, dict[str, Any]] = {  # each on top of the recommended preset alone
+    "recommended": {},
+    "sum": SUM,
+    "selection": SELECTION,
+    "sum, selection": SUM | SELECTION,
+    **{f"similarity {bound}": {"max_similarity": bound} for bound in (0.9, 0.8, 0.7)},
+    "selection, similarity 0.8": SELECTION | {"max_similarity": 0.8},
+    "sum, selection, similarity 0.8": SUM | SELECTION | {"max_similarity": 0.8},
+}
+COUNTED = ("anchors", "neighbors", "fallbacks", *PassedOver._fields)
+COLUMNS = (
+    *("walk", "rows", "own share", *COUNTED),
+    *("cos > 0.9", "cos > 0.8", "pairs < 0", "cos to target", "supervised tokens"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One row of a target's table."""
+
+    target: str
+    name: str
+    center: bool
+    settings: WalkSettings
+
+
+def ablations(targets: list[str], fraction: float) -> Iterator[Ablation]:
+    values, rows = dict(PUBLISHED), {}
+    for name, change in STEPS.items():
+        values |= change
+        rows[name] = dict(values)
+    rows |= {name: RECOMMENDED | change for name, change in OPTIONS.items()}
+    for target in targets:
+        for name, own in rows.items():
+            settings = build(WalkSettings, {**own, "fraction": fraction})
+            yield Ablation(target=target, name=name, center=own["center"], settings=settings)
+
+
+class Walks:
+    """All ablations, after one pass over the pool with its mean subtracted and one without."""
+
+    def __init__(self, held: Workspace, rows: list[Ablation]) -> None:
+        self.targets = {row.target: target_gradients(held, row.target) for row in rows}
+        self.selections: dict[tuple[str, str], Selection] = {}
+        for center in (False, True):
+            self._walk(held, center, [row for row in rows if row.center == center])
+
+    def _walk(self, held: Workspace, center: bool, rows: list[Ablation]) -> None:
+        x = GradientSet(held, GRADIENTS, center=center)
+        neighbors = graph(held, x, center)
+        known: list[CoreKnowledge] = [
+            knowledge_of(self.targets[row.target], x.dimensions, row.settings) for row in rows
+        ]
+        alongs, valid = align(x, [each.components for each in known])
+        for row, knowledge, along in zip(rows, known, alongs, strict=True):
+            budget = row_budget(len(x), row.settings.fraction)
+            self.selections[row.target, row.name] = carry_out(
+                knowledge, x, neighbors, along, valid, row.settings, budget, label=row.name
+            )
+
+
+def target_gradients(held: Workspace, target: str) -> np.ndarray:
+    return GradientSet(held, f"targets/{target}/gradients").read_all()
+
+
+def graph(held: Workspace, x: GradientSet, center: bool) -> Neighbors:
+    stage = graph_stage(center)
+    if held.receipt(stage, STAGE_RECEIPT):
+        return map_neighbors(held, stage)
+    return knn_graph(x.read_all(), 32)
+
+
+class Measures:
+    """Numbers about a selection that the walk itself does not know."""
+
+    def __init__(self, held: Workspace) -> None:
+        rows = list(ExampleSet(held, POOL).read_all(["group", "supervised_tokens"]))
+        self._groups = [row["group"] for row in rows]
+        self._tokens = np.array([row["supervised_tokens"] for row in rows])
+        self._x = GradientSet(held, GRADIENTS, center=True)
+        self._held = held
+
+    def line(self, name: str, selection: Selection, target: str, mean_d: np.ndarray) -> list[str]:
+        """The numbers of one row of the table, as text."""
+        components = selection.summary()["per_component"]
+        x_sd = self._x.take(np.array(selection.rows))
+        cosines_ss = x_sd @ x_sd.T
+        pairs = cosines_ss[np.triu_indices(len(x_sd), 1)]
+        np.fill_diagonal(cosines_ss, -1)
+        nearest = cosines_ss.max(axis=1)
+        return [
+            name,
+            str(len(x_sd)),
+            self._own_share(selection.rows, target),
+            *(str(sum(component[name] for component in components)) for name in COUNTED),
+            *(str(int((nearest > bound).sum())) for bound in (0.9, 0.8)),
+            f"{np.mean(pairs < 0):.0%}" if len(pairs) else "-",
+            f"{float(np.mean(x_sd @ (mean_d / np.linalg.norm(mean_d)))):.3f}",
+            str(int(self._tokens[selection.rows].sum())),
+        ]
+
+    def _own_share(self, rows: list[int], target: str) -> str:
+        own = {row["group"] for row in ExampleSet(self._held, f"targets/{target}/val").read_all()}
+        if not own & set(self._groups):
+            return "-"
+        return f"{np.mean([self._groups[row] in own for row in rows]):.0%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--workspace", required=True, help="with gradients of pool and targets")
+    parser.add_argument("--fraction", type=float, default=0.05, help="share of the pool to select")
+    parser.add_argument("--targets", nargs="*", help="all of the workspace by default")
+    given = parser.parse_args()
+    held = Workspace(given.workspace)
+    rows = list(ablations(given.targets or held.names("targets"), given.fraction))
+    walks, measures = Walks(held, rows), Measures(held)
+    for target, gradients in walks.targets.items():
+        print(f"\n{target}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
+        for row in rows:
+            if row.target == target:
+                selection = walks.selections[target, row.name]
+                line = measures.line(row.name, selection, target, gradients.mean(axis=0))
+                print("| " + " | ".join(line) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

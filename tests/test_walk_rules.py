@@ -1,0 +1,190 @@
+"""The walk's options pick what a literal transcription of their rules picks, and count alike."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from g2is_ray.arrays import normalize
+from g2is_ray.budget import Budget
+from g2is_ray.config import WalkSettings
+from g2is_ray.rows import ArrayRows
+from g2is_ray.search import knn_graph
+from g2is_ray.selection import carry_out, knowledge_of
+from g2is_ray.walk import Pick, align, dot_products, walk
+
+ROWS, DIMENSIONS = 60, 6
+CONFLICT, SIMILAR, INCONSISTENT = "conflicting", "too_similar", "inconsistent"
+OPTIONS = list(itertools.product(["pairs", "sum"], ["path", "selection"], [1.0, 0.5]))
+
+
+@pytest.fixture(autouse=True)
+def compared_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with many more rows and picks than are looked at first."""
+    monkeypatch.setattr("g2is_ray.walk._FIRST_BLOCK", 2)
+    monkeypatch.setattr("g2is_ray.walk._FIRST_PICKS", 2)
+
+
+def small_numbers(rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows [n, d] of quarters, so that dot products are exact, ties included."""
+    return (rng.integers(-2, 4, (rows, DIMENSIONS)) / 4).astype(np.float32)
+
+
+def cosine(c: np.ndarray, rows: np.ndarray) -> float:
+    total = rows.sum(axis=0)
+    return abs(float(c @ total)) / np.sqrt(float(total @ total)) if total.any() else 0.0
+
+
+def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple]:
+    """Picks as (row, component, step, neighbors passed over by rule), all anew at every step."""
+    x = x.astype(np.float64)
+    picks: list[tuple] = []
+    rows: list[int] = []
+
+    def too_similar(row: int, to: list[int]) -> bool:
+        return rules.max_similarity < 1 and any(x[row] @ x[y] > rules.max_similarity for y in to)
+
+    def broken(row: int, path: list[int], to: list[int], c: np.ndarray) -> str:
+        """The first rule that a row breaks, if it breaks one."""
+        for y in to:
+            if rules.conflict == "pairs" and x[row] @ x[y] < 0:
+                return CONFLICT
+            if too_similar(row, [y]):
+                return SIMILAR
+        if rules.conflict == "sum" and x[row] @ x[to].sum(axis=0) < 0:
+            return CONFLICT
+        kept = cosine(c, x[[*path, row]]) >= rules.delta * cosine(c, x[path])
+        return "" if kept else INCONSISTENT
+
+    for index, (c, budget) in enumerate(zip(components, budgets, strict=True)):
+        path: list[int] = []
+        until = len(rows) + budget
+        while len(rows) < until:
+            free = [row for row in range(len(x)) if x[row].any() and row not in rows]
+            by_component = sorted(free, key=lambda row: (-float(c @ x[row]), row))
+            to = rows if rules.conflict_with == "selection" else path
+            passed: Counter[str] = Counter()
+            found, step = None, "neighbor"
+            if path:
+                for row in (row for row in near[path[-1]] if row in free):
+                    if not (rule := broken(row, path, to, c)):
+                        found = int(row)
+                        break
+                    passed[rule] += 1
+                if found is None:
+                    step = "fallback"
+                    fits = (row for row in by_component if not broken(row, path, to, c))
+                    found = next(fits, None)
+                if found is None and rules.on_exhausted == "stop":
+                    break
+            if found is None:
+                step, path = "anchor", []
+                to = rows if rules.conflict_with == "selection" else path
+                fits = (row for row in by_component if not too_similar(row, to))
+                found = next(fits, None)
+            if found is None:
+                break
+            path.append(found)
+            rows.append(found)
+            picks.append((found, index, step, passed))
+    return picks
+
+
+def told(pick: Pick) -> tuple:
+    counts = {rule: getattr(pick, rule) for rule in (CONFLICT, SIMILAR, INCONSISTENT)}
+    return pick.row, pick.component, pick.step, Counter(counts)
+
+
+@pytest.mark.parametrize("on_exhausted", ["stop", "restart"])
+@pytest.mark.parametrize(("conflict", "conflict_with", "max_similarity"), OPTIONS)
+def test_a_walk_is_its_rules(conflict, conflict_with, max_similarity, on_exhausted):
+    rules = {
+        "conflict": conflict,
+        "conflict_with": conflict_with,
+        "max_similarity": max_similarity,
+        "on_exhausted": on_exhausted,
+    }
+    steps, passed = Counter[str](), Counter[str]()
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        x, components = small_numbers(ROWS, rng), small_numbers(3, rng)
+        x[[4, 33]] = 0
+        x[[50, 20]] = x[[7, 21]]
+        near, budgets = knn_graph(x, 8), [12, 9, 6]
+        found = list(walk(ArrayRows(x), near, components, budgets, delta=0.9, **rules))
+        wanted = transcribed(x, near, components, budgets, WalkSettings(delta=0.9, **rules))
+        assert [told(pick) for pick in found] == wanted
+        steps.update(pick.step for pick in found)
+        passed += sum((told(pick)[-1] for pick in found), Counter())
+    assert min(steps[step] for step in ("anchor", "neighbor", "fallback")) > 0
+    assert passed[CONFLICT] > 0
+    assert passed[INCONSISTENT] > 0
+    assert (passed[SIMILAR] > 0) == (max_similarity < 1)
+
+
+def unit_rows(rows: int) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return normalize((rng.standard_normal((rows, DIMENSIONS)) + 0.3).astype(np.float32))
+
+
+@pytest.mark.parametrize(("conflict", "conflict_with", "max_similarity"), OPTIONS)
+def test_it_goes_on_after_any_component_as_if_it_had_not_ended(
+    conflict, conflict_with, max_similarity
+):
+    settings = WalkSettings(
+        explained_variance=1.0,
+        conflict=conflict,
+        conflict_with=conflict_with,
+        max_similarity=max_similarity,
+    )
+    x, near = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6)
+    knowledge = knowledge_of(unit_rows(20)[::2], DIMENSIONS, settings)
+    [along], valid = align(x, [knowledge.components])
+    pieces: list[list[Pick]] = []
+
+    def walked(earlier: list[list[Pick]], save=None) -> list[Pick]:
+        given = (knowledge, x, near, along, valid, settings, Budget(amount=60))
+        return carry_out(*given, earlier=earlier, save=save).picks
+
+    whole = walked([], lambda component, picks: pieces.append(picks))
+    assert len(pieces) == DIMENSIONS
+    for ended in range(1, DIMENSIONS):
+        assert walked(pieces[:ended]) == whole
+
+
+def test_no_two_picks_are_more_similar_than_the_bound_and_no_more_could_be_picked():
+    x = unit_rows(120)
+    rules = {"delta": 0.8, "on_exhausted": "restart", "conflict_with": "selection"}
+    axes = np.eye(DIMENSIONS)[:2]
+    picks = list(walk(ArrayRows(x), knn_graph(x, 6), axes, [120, 120], max_similarity=0.8, **rules))
+    rows = [pick.row for pick in picks]
+    cosines = x @ x[rows].T
+    assert np.sum(cosines[rows] > 0.8) == len(rows)  # each with itself
+    assert len(rows) < 120
+    assert (cosines > 0.8).any(axis=1).all()
+
+
+def test_without_a_bound_equal_rows_are_picked_though_their_cosine_is_above_one():
+    above = next(row for row in unit_rows(500) if row @ row > 1)
+    x = np.tile(above, (20, 1))
+    picks = walk(
+        ArrayRows(x), knn_graph(x, 4), x[:1], [20], conflict_with="selection", max_similarity=1.0
+    )
+    assert sorted(pick.row for pick in picks) == list(range(20))
+
+
+def test_a_component_forms_no_dot_product_with_any_pick_twice(monkeypatch):
+    formed: Counter[tuple[bytes, bytes]] = Counter()
+
+    def counted(x_bd: np.ndarray, picks_sd: np.ndarray) -> np.ndarray:
+        formed.update((x.tobytes(), y.tobytes()) for x in x_bd for y in picks_sd)
+        return dot_products(x_bd, picks_sd)
+
+    monkeypatch.setattr("g2is_ray.walk.dot_products", counted)
+    x = unit_rows(120)
+    rules = {"conflict_with": "selection", "on_exhausted": "restart"}
+    picks = list(walk(ArrayRows(x), knn_graph(x, 6), np.eye(DIMENSIONS)[:1], [100], **rules))
+    steps = Counter(pick.step for pick in picks)
+    assert min(steps["anchor"], steps["neighbor"], steps["fallback"]) > 1
+    assert max(formed.values()) == 1
