@@ -185,7 +185,7 @@ def walked(
     clock = Clock()
     neighbors = map_neighbors(Workspace(str(folder)), "graph")
     knowledge = knowledge_of(target, x.dimensions, settings)
-    [along], valid = align(x, [knowledge.components])
+    [along], valid = align(x, [knowledge.directions])
     passed, _ = clock.read()
     budget = row_budget(len(x), settings.fraction)
     selection = carry_out(knowledge, x, neighbors, along, valid, settings, budget)

@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # each on top of the recommended preset 
     "selection": SELECTION,
     "sum, selection": SUM | SELECTION,
     **{f"similarity {bound}": {"max_similarity": bound} for bound in (0.9, 0.8, 0.7)},
+    **{f"within {share}": {"within": share} for share in (0.5, 0.25, 0.1)},
     "selection, similarity 0.8": SELECTION | {"max_similarity": 0.8},
     "sum, selection, similarity 0.8": SUM | SELECTION | {"max_similarity": 0.8},
 }
@@ -91,7 +92,7 @@ class Walks:
         known: list[CoreKnowledge] = [
             knowledge_of(self.targets[row.target], x.dimensions, row.settings) for row in rows
         ]
-        alongs, valid = align(x, [each.components for each in known])
+        alongs, valid = align(x, [each.directions for each in known])
         for row, knowledge, along in zip(rows, known, alongs, strict=True):
             budget = row_budget(len(x), row.settings.fraction)
             self.selections[row.target, row.name] = carry_out(

@@ -176,6 +176,9 @@ class WalkSettings:
     """Whether the mean target gradient is removed before taking components (paper: centered)."""
     orient: bool = True
     """Flip components to point towards the mean target gradient (paper: no)."""
+    within: Share = 1.0
+    """Walk only among this share of the pool, the rows with the largest cosine to the mean target
+    gradient: the smaller, the less a walk drifts, and the more it picks as less does (paper: 1)."""
     on_exhausted: Literal["stop", "restart"] = "restart"
     """When nothing qualifies: stop short of the budget (paper), or restart at the next anchor."""
     conflict: Literal["pairs", "sum"] = "pairs"
@@ -302,6 +305,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "conflict": "pairs",
         "conflict_with": "path",
         "max_similarity": 1.0,
+        "within": 1.0,
     },
     "paper": {
         "center": False,
@@ -311,6 +315,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "conflict": "pairs",
         "conflict_with": "path",
         "max_similarity": 1.0,
+        "within": 1.0,
     },
 }
 """`paper` is the published procedure to the letter; `recommended` what docs/evidence supports."""

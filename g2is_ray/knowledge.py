@@ -26,7 +26,14 @@ class CoreKnowledge:
     components: NDArray[np.float64]  # [c, d], unit rows
     explained_variance_ratio: NDArray[np.float64]  # [c], of the target's whole variance
     weights: NDArray[np.float64]  # [c], sum 1: shares of the budget
+    means: NDArray[np.float64]  # [t, d], mean gradient of each target
+    mean_of: NDArray[np.intp]  # [c], which of the means is of the component's target
     targets: tuple[str, ...] = ()  # whose component each is, of several targets together
+
+    @property
+    def directions(self) -> NDArray[np.float64]:
+        """What rows are compared with for a walk [c + t, d]: components, then means."""
+        return np.concatenate([self.components, self.means])
 
 
 def core_knowledge(
@@ -72,7 +79,11 @@ def core_knowledge(
         components = components * np.where(components @ target.mean(axis=0) < 0, -1.0, 1.0)[:, None]
     ratios = ratios[:count]
     return CoreKnowledge(
-        components=components, explained_variance_ratio=ratios, weights=ratios / ratios.sum()
+        components=components,
+        explained_variance_ratio=ratios,
+        weights=ratios / ratios.sum(),
+        means=target.mean(axis=0)[None],
+        mean_of=np.zeros(count, dtype=np.intp),
     )
 
 
@@ -91,8 +102,11 @@ def joint_knowledge(
     targets = [name for name, known in each.items() for _ in known.components]
     order = np.argsort(-weights, kind="stable")
     ratios = np.concatenate([known.explained_variance_ratio for known in each.values()])
+    counts = [len(known.components) for known in each.values()]
     return CoreKnowledge(
         components=np.concatenate([known.components for known in each.values()])[order],
+        means=np.concatenate([known.means for known in each.values()]),
+        mean_of=np.repeat(np.arange(len(each)), counts)[order],
         explained_variance_ratio=ratios[order],
         weights=weights[order],
         targets=tuple(targets[i] for i in order),

@@ -126,7 +126,7 @@ def select(
     """Select rows of the pool for a target; the arguments are as in `knowledge_of` and `Walk`."""
     budget = row_budget(len(x), settings.fraction)
     knowledge = knowledge_of(target, x.dimensions, settings)
-    [along], valid = align(x, [knowledge.components])
+    [along], valid = align(x, [knowledge.directions])
     return carry_out(knowledge, x, neighbors, along, valid, settings, budget)
 
 
@@ -148,12 +148,13 @@ def carry_out(
     Of a budget in tokens, what a component has left goes to the next.
 
     Args:
-        along, valid: what `align` gives for the components.
+        along, valid: what `align` gives for the knowledge's directions.
         label: heads the log lines.
         earlier: picks of the first components, if an earlier walk finished those.
         save: is given each further component and its picks as soon as they are made.
     """
     budgets = split_budget(budget.amount, knowledge.weights)
+    reach = [_nearest(own, valid, settings.within) for own in along[len(budgets) :]]
     walk = Walk(x, neighbors, along, valid, settings)
     picks = [pick for piece in earlier for pick in piece]
     walk.repeat(picks)
@@ -166,7 +167,8 @@ def carry_out(
         # Products of a few rows are too small to share: threads that wait for each other made
         # them 17 times slower on a busy machine (benchmarks/walk.py).
         with threadpool_limits(1, "blas"):
-            for pick in walk.component(component, room, budget.cost):
+            within = reach[knowledge.mean_of[component]]
+            for pick in walk.component(component, room, budget.cost, within):
                 own.append(pick)
                 spent += budget.cost(pick.row)
                 progress.step(spent)
@@ -180,11 +182,24 @@ def carry_out(
     return selection
 
 
+def _nearest(
+    products: NDArray[np.float32], valid: NDArray[np.bool_], share: float
+) -> NDArray[np.bool_]:
+    """Which rows [n] are among this share of the valid ones, those with the largest products."""
+    rows = np.flatnonzero(valid)
+    count = max(1, round(share * len(rows)))
+    nearest = np.zeros(len(valid), dtype=bool)
+    nearest[rows[np.argsort(-products[rows], kind="stable")[:count]]] = True
+    return nearest
+
+
 def _why_short(settings: WalkSettings) -> str:
     if settings.on_exhausted == "stop":
         return "nothing else qualified, and on_exhausted is stop"
     if settings.max_similarity < 1 and settings.conflict_with == "selection":
         return "every other usable row is more similar to a pick than max_similarity"
+    if settings.within < 1:
+        return "every usable row within the nearest of the pool is picked; raise within"
     return "every usable row is picked"
 
 

@@ -117,15 +117,22 @@ class Walk:
             self._picked.append(pick.row)
 
     def component(
-        self, index: int, budget: int, cost: Callable[[int], int] = lambda row: 1
+        self,
+        index: int,
+        budget: int,
+        cost: Callable[[int], int] = lambda row: 1,
+        within: NDArray[np.bool_] | None = None,
     ) -> Iterator[Pick]:
         """Make picks for the component, in order, until the next one's cost exceeds what is left.
 
         Args:
             budget: what may be spent.
             cost: of a row; without it, `budget` is a number of picks.
+            within: rows [n] to walk among; all without it.
         """
-        along = self._along[index]
+        along, free = self._along[index], self._free.copy()
+        if within is not None:
+            free &= within
         order: NDArray[np.integer] = np.argsort(-along, kind="stable")
         compared = path = None
         while budget > 0:
@@ -138,18 +145,18 @@ class Walk:
                 if path and self._settings.on_exhausted == "stop":
                     return
                 compared = self._begin_path(compared)
-                order = compared.from_dissimilar(order[self._free[order]])
+                order = compared.from_dissimilar(order[free[order]])
                 if not len(order):
                     return
-                path = _Path(self._x, along, order, self._free, compared, self._settings.delta)
+                path = _Path(self._x, along, order, free, compared, self._settings.delta)
                 step, found = "anchor", path.anchor()
             row, similarity = found
             budget -= cost(row)
             if budget < 0:
-                self._free[row] = True  # for another component, where it may fit
-                return
+                return  # it stays free for another component, where it may fit
             rank, why = len(self._picked), passed._asdict()
             self._picked.append(row)
+            self._free[row] = False
             yield Pick(rank=rank, row=row, component=index, step=step, similarity=similarity, **why)
 
     def _begin_path(self, compared: _Compared | None) -> _Compared:

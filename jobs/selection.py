@@ -158,7 +158,7 @@ class _ByWalk:
         each = {name: self._knowledge(name) for name in task.target_weights}
         weights = task.target_weights
         self._known = joint_knowledge(each, weights) if task.is_joint else each[task.name]
-        self.directions: Directions = [self._known.components]
+        self.directions: Directions = [self._known.directions]
 
     def _knowledge(self, target: str) -> CoreKnowledge:
         own = GradientSet(self._source.workspace, f"targets/{target}/gradients").read_all()

@@ -119,6 +119,8 @@ def known(weights: list[float], first: int) -> CoreKnowledge:
         components=np.eye(8)[first : first + len(weights)],
         explained_variance_ratio=ratios,
         weights=ratios / ratios.sum(),
+        means=np.full((1, 8), first),
+        mean_of=np.zeros(len(weights), dtype=int),
     )
 
 
@@ -126,6 +128,7 @@ def test_joint_weights_are_the_targets_shares_of_the_budget() -> None:
     each = {"a": known([0.7, 0.3], 0), "b": known([0.5, 0.3, 0.2], 2)}
     joint = joint_knowledge(each, {"a": 1, "b": 3})
     assert joint.targets == ("b", "b", "a", "b", "a")
+    np.testing.assert_array_equal(joint.means[joint.mean_of][:, 0], [2, 2, 0, 2, 0])
     np.testing.assert_allclose(joint.weights, [0.375, 0.225, 0.175, 0.15, 0.075])
     np.testing.assert_array_equal(joint.components, np.eye(8)[[2, 3, 0, 4, 1]])
     np.testing.assert_allclose(joint.explained_variance_ratio, [0.25, 0.15, 0.35, 0.1, 0.15])

@@ -237,7 +237,7 @@ def test_tokens_are_spent_to_within_a_row(name, amount, weights, pool, target, x
 def walked(pool: Pool, target: Target, x: np.ndarray, amount: int, **settings) -> list[int]:
     rows, of_walk = ArrayRows(x), WalkSettings(**settings)
     knowledge = knowledge_of(target.features, DIMENSIONS, of_walk)
-    [along], valid = align(rows, [knowledge.components])
+    [along], valid = align(rows, [knowledge.directions])
     budget = Budget(amount=amount, tokens=TOKENS)
     found = carry_out(knowledge, rows, pool.neighbors, along, valid, of_walk, budget)
     assert [pick.rank for pick in found.picks] == list(range(len(found.picks)))

@@ -140,7 +140,7 @@ def test_it_goes_on_after_any_component_as_if_it_had_not_ended(
     )
     x, near = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6)
     knowledge = knowledge_of(unit_rows(20)[::2], DIMENSIONS, settings)
-    [along], valid = align(x, [knowledge.components])
+    [along], valid = align(x, [knowledge.directions])
     pieces: list[list[Pick]] = []
 
     def walked(earlier: list[list[Pick]], save=None) -> list[Pick]:
@@ -151,6 +151,22 @@ def test_it_goes_on_after_any_component_as_if_it_had_not_ended(
     assert len(pieces) == DIMENSIONS
     for ended in range(1, DIMENSIONS):
         assert walked(pieces[:ended]) == whole
+
+
+def test_a_walk_within_the_nearest_rows_is_one_on_which_no_others_may_be_picked():
+    x, near, target = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6), unit_rows(30)[::3]
+    settings = WalkSettings(within=0.25)
+    knowledge = knowledge_of(target, DIMENSIONS, settings)
+    [along], valid = align(x, [knowledge.directions])
+    nearest = np.argsort(-(unit_rows(200) @ target.mean(axis=0)), kind="stable")[:50]
+    masked = np.isin(np.arange(200), nearest)
+
+    def walked(valid: np.ndarray, settings: WalkSettings) -> list[Pick]:
+        return carry_out(knowledge, x, near, along, valid, settings, Budget(amount=40)).picks
+
+    assert (
+        walked(valid, settings) == walked(masked, WalkSettings()) != walked(valid, WalkSettings())
+    )
 
 
 def test_no_two_picks_are_more_similar_than_the_bound_and_no_more_could_be_picked():
