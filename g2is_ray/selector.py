@@ -72,6 +72,7 @@ class Pool:
     texts: Callable[[], Iterator[str]] = lambda: iter(())  # of all rows, in order
     neighbors: Neighbors = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
     similarities: ArrayLike = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    """Of the neighbors [n, k]; `np.asarray` reads all of them, as it does of neighbors."""
     seed: int = 0
 
 
