@@ -35,6 +35,8 @@ SELECTORS = (
     "less-round-robin",
     "gist",
     "graph-diverse",
+    "pagerank",
+    "facility-location",
     "tfidf",
     "bm25",
 )
@@ -196,15 +198,17 @@ class WalkSettings:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectorSettings:
     selector: Annotated[str, AfterValidator(_check_selector)] = WALK
-    """What selects: walk, random, less, less-round-robin, gist, graph-diverse, tfidf, bm25, or one
-    of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
+    """What selects: walk, random, less, less-round-robin, gist, graph-diverse, pagerank,
+    facility-location, tfidf, bm25, or one of your own as FILE.py:CLASS or MODULE:CLASS, whose code
+    is run."""
     budget_tokens: Annotated[int, Field(ge=0)] = 0
     """Supervised tokens to select, in place of fraction; 0 means fraction. Supervised, because the
     loss is on those alone, so that selections of equal budgets are taught equally much. Picking
     ends before the first row that does not fit."""
     subtask_field: Text = "subtask"
-    """Column of the target's rows that names a row's subtask: less, gist and graph-diverse take the
-    mean within a subtask and the maximum over subtasks. Without it a target is one subtask."""
+    """Column of the target's rows that names a row's subtask: less, gist, graph-diverse, pagerank
+    and facility-location take the mean within a subtask and the maximum over subtasks. Without it
+    a target is one subtask."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
 from g2is_ray.knowledge import core_knowledge
-from g2is_ray.selector import Choice, Pool, Selector, Target, best_first, descending, round_robin
+from g2is_ray.selector import Choice, Pool, Selector, Target, best_first, round_robin
 
 
 class Less(Selector):
@@ -38,26 +38,6 @@ class LessRoundRobin(Selector):
 
     def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
         return round_robin(products, pool.free)
-
-
-class GraphDiverse(Less):
-    """As `Less`, but the neighbors of a pick are left out.
-
-    When nothing else is left, the round begins anew with those that were left out.
-    """
-
-    reads = frozenset({"gradients", "graph"})
-
-    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
-        scores, left = products.max(axis=0), pool.free.copy()
-        while left.any():
-            allowed = left.copy()
-            for row in descending(scores, left):
-                if allowed[row]:
-                    near = pool.neighbors[row]
-                    allowed[near[near >= 0]] = False
-                    left[row] = False
-                    yield row, float(scores[row])
 
 
 class Gist(Selector):

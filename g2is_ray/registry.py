@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from g2is_ray.config import WALK, is_own
 from g2is_ray.errors import InputError
-from g2is_ray.influence import Gist, GraphDiverse, Less, LessRoundRobin
+from g2is_ray.graph_selectors import FacilityLocation, GraphDiverse, PageRank
+from g2is_ray.influence import Gist, Less, LessRoundRobin
 from g2is_ray.lexical import Bm25, Tfidf
 from g2is_ray.selector import Choice, Pool, Reads, Selector, Target
 
@@ -43,6 +44,8 @@ _CLASSES: dict[str, type[Selector]] = {
     "less-round-robin": LessRoundRobin,
     "gist": Gist,
     "graph-diverse": GraphDiverse,
+    "pagerank": PageRank,
+    "facility-location": FacilityLocation,
     "tfidf": Tfidf,
     "bm25": Bm25,
 }

@@ -59,6 +59,9 @@ class MappedParts:
     def __len__(self) -> int:
         return int(self.first_rows[-1])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.concatenate(self.arrays, dtype=dtype)
+
     def __getitem__(self, row: int) -> NDArray[Any]:
         part = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         return self.arrays[part][row - self.first_rows[part]]
@@ -98,3 +101,8 @@ def _allow_open_files(more: int) -> None:
 def map_neighbors(workspace: Workspace, stage: str) -> MappedParts:
     """Neighbor rows [n, k] of a finished graph."""
     return map_parts(workspace, stage, workspace.require(stage, "graph")["parts"], ".neighbors")
+
+
+def map_similarities(workspace: Workspace, stage: str) -> MappedParts:
+    """Similarities [n, k] of the neighbors of a finished graph."""
+    return map_parts(workspace, stage, workspace.require(stage, "graph")["parts"], ".similarities")

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from g2is_ray.walk import Neighbors
 
@@ -71,6 +71,8 @@ class Pool:
     free: NDArray[np.bool_]  # [n], rows that may be picked
     texts: Callable[[], Iterator[str]] = lambda: iter(())  # of all rows, in order
     neighbors: Neighbors = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
+    similarities: ArrayLike = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    """Of the neighbors [n, k]; `np.asarray` reads all of them, as it does of neighbors."""
     seed: int = 0
 
 

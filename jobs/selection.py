@@ -21,7 +21,7 @@ from g2is_ray.features import GradientSet
 from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
 from g2is_ray.layout import GRADIENTS, POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings
-from g2is_ray.rows import MappedParts, map_neighbors
+from g2is_ray.rows import MappedParts, map_neighbors, map_similarities
 from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
 from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import Pick, align
@@ -95,6 +95,10 @@ class _Source:
     @cached_property
     def neighbors(self) -> MappedParts:
         return map_neighbors(self.workspace, graph_stage(self._center))
+
+    @cached_property
+    def similarities(self) -> MappedParts:
+        return map_similarities(self.workspace, graph_stage(self._center))
 
     @cached_property
     def supervised_tokens(self) -> NDArray[np.int64]:
@@ -217,6 +221,7 @@ class _BySelector:
             given["texts"] = source.texts
         if "graph" in reads:
             given["neighbors"] = source.neighbors
+            given["similarities"] = source.similarities
         if "seed" in reads:
             given["seed"] = self._task.seed.seed
         weights = self._task.target_weights.values()

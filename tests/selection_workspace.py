@@ -26,6 +26,13 @@ def clustered(rows: int, rng: np.random.Generator) -> np.ndarray:
     return own.astype(np.float32)
 
 
+def graph_of(x: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """Neighbors [n, k] of rows [n, d], and their similarities."""
+    near = knn_graph(x, k)
+    similar = np.where(near >= 0, np.einsum("nd,nkd->nk", x, x[near]), 0)
+    return {"neighbors": near, "similarities": similar}
+
+
 def conversation(rng: np.random.Generator) -> dict:
     words = " ".join(f"word{number}" for number in rng.integers(0, 50, 6))
     messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
@@ -72,9 +79,10 @@ def make_workspace(folder: Path) -> Workspace:
     for center in (True, False):
         stage = graph_stage(center)
         held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
-        near = knn_graph(GradientSet(held, "gradients", center=center).read_all(), 6)
-        for part, own in enumerate(np.split(near, PARTS)):
-            held.write_bytes(f"{stage}/{part_name(part)}.neighbors.npy", array_bytes(own))
+        graph = graph_of(GradientSet(held, "gradients", center=center).read_all(), 6)
+        for kind, found in graph.items():
+            for part, own in enumerate(np.split(found, PARTS)):
+                held.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))
         held.conclude(stage, {"rows": ROWS, "parts": PARTS})
     return held
 

@@ -26,6 +26,7 @@ def test_parts_of_any_size_are_one_array() -> None:
     assert len(parts) == 12
     for row in range(12):
         np.testing.assert_array_equal(parts[row], whole[row])
+    np.testing.assert_array_equal(np.asarray(parts), whole)
     rows = np.array([11, 5, 0, 4, 6])
     np.testing.assert_array_equal(parts.take(rows), whole[rows])
 

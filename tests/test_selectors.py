@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graph_rules import facility_location, pagerank
+from selection_workspace import graph_of
 
 from g2is_ray.budget import Budget
 from g2is_ray.config import SELECTORS, WALK, WalkSettings
 from g2is_ray.errors import InputError
 from g2is_ray.registry import find
 from g2is_ray.rows import ArrayRows
-from g2is_ray.search import knn_graph
 from g2is_ray.selection import Aim, carry_out, choose, knowledge_of
 from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import align
@@ -72,8 +73,7 @@ def target() -> Target:
 
 @pytest.fixture
 def pool(x: np.ndarray, texts: list[str]) -> Pool:
-    near = knn_graph(x, 6)
-    return Pool(free=x.any(axis=1), texts=lambda: iter(texts), neighbors=near, seed=3)
+    return Pool(free=x.any(axis=1), texts=lambda: iter(texts), seed=3, **graph_of(x, 6))
 
 
 def picked(name: str, pool: Pool, target: Target, x: np.ndarray, budget: Budget) -> list[int]:
@@ -186,6 +186,8 @@ RULES = {
     "less": less,
     "less-round-robin": less_round_robin,
     "graph-diverse": graph_diverse,
+    "pagerank": pagerank,
+    "facility-location": facility_location,
     "gist": gist,
     "tfidf": tfidf,
     "bm25": bm25,
