@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from g2is_ray.charts import clean, duration
 from g2is_ray.errors import InputError
+from g2is_ray.pages import clean, duration
 from g2is_ray.report import (
     ComponentRow,
     MapPoints,
