@@ -359,6 +359,13 @@ def test_targets_have_a_section_each_and_a_table_of_contents():
     assert Page(render(run(), [target()], None)).elements["nav"] == 0
 
 
+def test_comparisons_are_linked():
+    parsed = Page(render(run(comparisons=[5_177, 20_000]), [target()], None))
+    links = [value for tag, name, value in parsed.attributes if (tag, name) == ("a", "href")]
+    assert "comparisons/5177/comparison.html" in links
+    assert "under 5,177 supervised tokens , under 20,000 supervised tokens ." in parsed.text
+
+
 def test_clean_cuts_and_replaces():
     assert clean("a\r\nb\tc") == "a\nb\tc"
     assert clean("x\u202ey\x07\ud800") == "x\ufffdy\ufffd\ufffd"
