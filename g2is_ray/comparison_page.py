@@ -78,6 +78,6 @@ def _rivals(
 
 def _unequal(methods: Sequence[MethodRow]) -> tuple[MethodRow, MethodRow] | None:
     """The methods trained on the fewest and on the most tokens, where that differs."""
-    fewest, *_, most = sorted([methods[0], *methods], key=lambda method: method.train_tokens)
-    unequal = fewest.train_tokens < (1 - _UNEQUAL) * most.train_tokens
-    return (fewest, most) if unequal else None
+    fewest = min(methods, key=lambda method: method.train_tokens)
+    most = max(methods, key=lambda method: method.train_tokens)
+    return (fewest, most) if fewest.train_tokens < (1 - _UNEQUAL) * most.train_tokens else None
