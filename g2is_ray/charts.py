@@ -1,26 +1,21 @@
-"""Inline SVG for the report: small functions from plain numbers to safe markup.
+"""Drawings of the report: small functions from plain numbers to inline SVG.
 
-Every drawing function returns `Markup` built by `element`, which cleans and escapes each text and
-attribute, so that nothing from the data reaches the page raw. Colors are CSS classes
-(`c0` … `c7` for components, `pool`, `own`, `main`, …) which the page's style sheet defines
-for light and dark.
+Colors are CSS classes: `c0` … `c7` for components, `pool`, `own`, `main`, …
 """
 
 import itertools
 import math
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from g2is_ray.errors import InputError
+from g2is_ray.pages import clean
+from g2is_ray.svg import drawing, element, rect, round_step, ticks
 
-DASH = "\u2013"
-_REPLACED = "\ufffd"
-_JOINERS = "\u200c\u200d\u00ad"  # format characters that ordinary text needs
 _PALETTE = 7  # component hues; later components share one gray
 
 
@@ -53,77 +48,6 @@ class WalkPoint(NamedTuple):
     title: str
 
 
-def clean(text: object, limit: int = 300) -> str:
-    """Text as a page can show it: cut to `limit` characters, without control characters.
-
-    Control characters, surrogates and direction overrides become U+FFFD; line ends become
-    newlines. A long text that was cut says how long it was.
-    """
-    whole = str(text)
-    kept = whole[:limit].replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
-    shown = "".join(character if _printable(character) else _REPLACED for character in kept)
-    if len(whole) <= limit:
-        return shown
-    return f"{shown}… [{len(whole):,} characters]" if limit >= 200 else f"{shown}…"
-
-
-def _printable(character: str) -> bool:
-    if character in "\n\t" or character in _JOINERS:
-        return True
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-
-
-def count(value: int | None) -> str:
-    return DASH if value is None else f"{value:,}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    if value is None or not math.isfinite(value):
-        return DASH
-    return f"{value:,.{digits}f}".replace("-", "\u2212")
-
-
-def signed(value: float | None, digits: int = 3) -> str:
-    return ("+" if value is not None and value > 0 else "") + number(value, digits)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    if value is not None and 0 < value < 0.0005:
-        return "<0.1\u202f%"
-    shown = number(None if value is None else 100 * value, digits)
-    return shown if shown == DASH else f"{shown}\u202f%"
-
-
-def duration(seconds: float) -> str:
-    if not seconds >= 60:
-        return f"{number(seconds, 1)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def element(name: str, *children: object, **attributes: object) -> Markup:
-    """`<name …>children</name>`; `class_` and `text_anchor` stand for class and text-anchor."""
-    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
-    shown = "".join(f' {key}="{_markup(value)}"' for key, value in pairs)
-    return Markup(f"<{name}{shown}>{''.join(_markup(child) for child in children)}</{name}>")
-
-
-def _markup(value: object) -> Markup:
-    if isinstance(value, Markup):
-        return value
-    return escape(f"{value:.1f}" if isinstance(value, float) else clean(value))
-
-
-def _svg(width: float, height: float, label: str, *children: object, class_: str) -> Markup:
-    size = {"width": f"{width:g}", "height": f"{height:g}", "viewBox": f"0 0 {width:g} {height:g}"}
-    return element("svg", *children, class_=class_, role="img", aria_label=label, **size)
-
-
-def _rect(x: float, y: float, width: float, height: float, class_: str) -> Markup:
-    return element("rect", x=x, y=y, width=float(width), height=float(height), class_=class_)
-
-
 def component_color(position: int) -> str:
     """CSS class of the component at this position; from the eighth on they share one."""
     return f"c{min(position, _PALETTE)}"
@@ -140,9 +64,9 @@ def bars(values: Sequence[tuple[float, str]], top: float, label: str, width: int
     for value, class_ in values:
         height = 7 if class_ in ("pool", "main") else 3
         length = width * min(max(value, 0.0), top) / top if top > 0 else 0.0
-        drawn.append(_rect(0.0, y, max(length, 0.8 if value > 0 else 0.0), height, class_))
+        drawn.append(rect(0.0, y, max(length, 0.8 if value > 0 else 0.0), height, class_))
         y += height + 1
-    return _svg(width, y, label, *drawn, class_="inline")
+    return drawing(width, y, label, *drawn, class_="inline")
 
 
 def stacked(parts: Sequence[tuple[int, str]], top: int, label: str, width: int = 220) -> Markup:
@@ -150,18 +74,18 @@ def stacked(parts: Sequence[tuple[int, str]], top: int, label: str, width: int =
     drawn, x = [], 0.0
     for count, class_ in parts:
         length = width * count / top if top > 0 else 0.0
-        drawn.append(_rect(x, 1.0, length, 12, class_))
+        drawn.append(rect(x, 1.0, length, 12, class_))
         x += length
-    return _svg(width, 14, label, *drawn, class_="inline")
+    return drawing(width, 14, label, *drawn, class_="inline")
 
 
 def difference(value: float, low: float, high: float, class_: str, width: int = 120) -> Markup:
     """A bar from zero to `value` on the scale `low` to `high` (low <= 0 <= high)."""
     span = (high - low) or 1.0
     zero, end = width * (0 - low) / span, width * (value - low) / span
-    bar = _rect(min(zero, end), 2.0, abs(end - zero), 10, class_)
+    bar = rect(min(zero, end), 2.0, abs(end - zero), 10, class_)
     line = element("path", d=Markup(f"M{zero:.1f} 0v14"), class_="zero")
-    return _svg(width, 14, f"difference {value:+.3f}", bar, line, class_="inline")
+    return drawing(width, 14, f"difference {value:+.3f}", bar, line, class_="inline")
 
 
 def map_points(
@@ -245,7 +169,9 @@ def gradient_map(
     picks = [_mark(mark, place[mark.point].tolist(), radius) for mark in shown]
     at = place[[mark.point for mark in shown]]
     texts = _names(place, members, owned, at, (size, height)) if names else []
-    return _svg(size, height, label, *dots, *picks, *texts, class_="map" if names else "map small")
+    return drawing(
+        size, height, label, *dots, *picks, *texts, class_="map" if names else "map small"
+    )
 
 
 def _mark(mark: Mark, at: Sequence[float], radius: float) -> Markup:
@@ -315,10 +241,9 @@ def walk_chart(points: Sequence[WalkPoint], label: str) -> Markup:
     if not shown:
         return Markup("")
     first, last = shown[0].rank, max(shown[-1].rank, shown[0].rank + 1)
-    ticks = _ticks(
-        min(0.0, *(p.similarity for p in shown)), max(0.1, *(p.similarity for p in shown))
-    )
-    low, high = ticks[0], ticks[-1]
+    similarities = [point.similarity for point in shown]
+    grid = ticks(min(0.0, *similarities), max(0.1, *similarities))
+    low, high = grid[0], grid[-1]
 
     def x_of(rank: float) -> float:
         return left + 6 + (width - left - right - 12) * (rank - first) / (last - first)
@@ -327,7 +252,7 @@ def walk_chart(points: Sequence[WalkPoint], label: str) -> Markup:
         return height - bottom - (height - top - bottom) * (value - low) / (high - low)
 
     drawn = []
-    for tick in ticks:
+    for tick in grid:
         line = Markup(f"M{left} {y_of(tick):.1f}H{width - right}")
         drawn.append(element("path", d=line, class_="zero" if tick == 0 else "grid"))
         at = {"x": left - 8.0, "y": y_of(tick) + 4, "text_anchor": "end"}
@@ -341,7 +266,7 @@ def walk_chart(points: Sequence[WalkPoint], label: str) -> Markup:
     drawn += _strip(shown, x_of, top - 16.0)
     rare_last = sorted(shown, key=lambda p: p.step != "neighbor")
     drawn += [_walk_point(p, x_of(p.rank), y_of(p.similarity)) for p in rare_last]
-    return _svg(width, height, label, *drawn, class_="wide")
+    return drawing(width, height, label, *drawn, class_="wide")
 
 
 def _walk_point(point: WalkPoint, x: float, y: float) -> Markup:
@@ -379,17 +304,8 @@ def _strip(points: Sequence[WalkPoint], x_of: Callable[[float], float], y: float
     return drawn
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values that cover low to high with four to eight steps."""
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1e9) if (high - low) / s <= 7)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 6) for index in range(first, max(last, first + 1) + 1)]
-
-
 def _rank_ticks(first: int, last: int) -> list[int]:
     """The first rank and round ranks after it, at most about ten."""
-    raw = max((last - first) / 8, 1)
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(int(m * power) for m in (1, 2, 5, 10) if m * power >= raw)
+    step = max(1, round(round_step(last - first, 8)))
     rounds = [rank for rank in range(0, last + 1, step) if rank >= first + step / 2]
     return [first, *rounds]

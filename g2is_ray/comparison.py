@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections import Counter
@@ -50,6 +51,19 @@ class MethodRow:
     sources: float
     cost: Cost
     tune_seconds: float  # of one tuning
+
+    @property
+    def loss(self) -> float:
+        return fmean(self.losses)
+
+    @property
+    def loss_sd(self) -> float:
+        """Standard deviation over seeds; NaN with one."""
+        return float(np.std(self.losses, ddof=1)) if len(self.losses) > 1 else math.nan
+
+    @property
+    def exact_match(self) -> float | None:
+        return fmean(self.exact_matches) if self.exact_matches else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +181,7 @@ class _Target:
             exact_match_rows=base["exact_match_rows"],
             base_loss=base["loss"],
             base_exact_match=base["exact_match"],
-            methods=sorted(rows, key=lambda row: fmean(row.losses)),
+            methods=sorted(rows, key=lambda row: (math.isnan(row.loss), row.loss)),
             differences={a: {b: self._loss_difference(a, b) for b in names} for a in names},
             overlaps={a: {b: self._overlap(a, b) for b in names} for a in names},
         )
@@ -264,11 +278,9 @@ def table(comparison: Comparison) -> str:
             f"{'not tuned':24} {one.base_loss:8.4f} {'':7} {'':27} {_share(one.base_exact_match)}",
         ]
         for row in one.methods:
-            sd = np.std(row.losses, ddof=1) if len(row.losses) > 1 else np.nan
-            match = _share(fmean(row.exact_matches) if row.exact_matches else None)
             lines.append(
-                f"{row.name:24} {fmean(row.losses):8.4f} {sd:7.4f} {_interval(row.to_reference)} "
-                f"{match} {row.rows:7.0f}"
+                f"{row.name:24} {row.loss:8.4f} {row.loss_sd:7.4f} {_interval(row.to_reference)} "
+                f"{_share(row.exact_match)} {row.rows:7.0f}"
             )
     return "\n".join(lines)
 

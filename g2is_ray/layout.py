@@ -7,7 +7,7 @@ compared with). A selection for several targets together is the variant `joint`,
 target are in `evaluations/T`.
 
 A comparison has a folder `comparisons/TOKENS` for its budget in supervised tokens, and in it, of
-each target, `T/selections/METHOD` and `T/trials`.
+each target, `T/selections/METHOD` and `T/trials`. Its numbers and its page lie beside them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ def graph_stage(center: bool) -> str:
 def comparison_stage(tokens: int, target: str) -> str:
     """Folder of what is compared for a target under a budget in supervised tokens."""
     return f"comparisons/{tokens}/{target}"
+
+
+def comparison_file(tokens: int, kind: str) -> str:
+    """File of what a comparison under a budget in supervised tokens found: json or html."""
+    return f"comparisons/{tokens}/comparison.{kind}"
+
+
+def comparisons_in(workspace: Workspace) -> list[int]:
+    """Budgets, in supervised tokens, of the comparisons that have a page, ascending."""
+    budgets = (int(name) for name in workspace.names("comparisons") if name.isdigit())
+    return sorted(tokens for tokens in budgets if workspace.exists(comparison_file(tokens, "html")))
 
 
 def targets_in(workspace: Workspace) -> list[str]:

@@ -8,24 +8,20 @@ the pool's gradients, are in `charts`.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from g2is_ray import charts
 from g2is_ray.charts import MapPoints as MapPoints
 from g2is_ray.charts import map_points as map_points
-from g2is_ray.charts import number
+from g2is_ray.pages import DASH, clean, number, render_page
 
 NO_COLOR = "c7"  # of picks without a component
-FILTERS = ("count", "number", "signed", "percent", "duration")
 SHOWN_PICKS = 20  # picks listed with their text
 SHOWN_SOURCES = 18  # sources charted one by one
 SHOWN_MARKS = 1_500  # picks drawn in one chart
-TEXT_CHARACTERS = 3_000  # of any one text, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +149,8 @@ class RunView:
     timings: Sequence[Timing | tuple[str, float, int, str]] = ()
     graph: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
+    comparisons: Sequence[int] = ()
+    """Budgets, in supervised tokens, of the comparisons to link to."""
 
 
 def own_share(
@@ -186,25 +184,15 @@ def render(run: RunView, targets: Sequence[TargetView], points: MapPoints | None
         targets: one section each.
         points: the map of the pool; None leaves the maps out.
     """
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    )
-    environment.filters |= {name: getattr(charts, name) for name in FILTERS}
-    environment.globals |= {"charts": charts, "cut": charts.clean, "mark_limit": SHOWN_MARKS}
-    template = environment.get_template("report.html.j2")
     sections = [_section(run, target, points) for target in targets]
-    return template.render(run=run, sections=sections, pool_sources=len(run.pool_groups))
-
-
-def _finalize(value: object) -> object:
-    if value is None:
-        return charts.DASH
-    return value if isinstance(value, Markup | int) else charts.clean(value, TEXT_CHARACTERS)
+    return render_page(
+        "report.html.j2",
+        run=run,
+        sections=sections,
+        pool_sources=len(run.pool_groups),
+        mark_limit=SHOWN_MARKS,
+        charts=charts,
+    )
 
 
 def _section(run: RunView, target: TargetView, points: MapPoints | None) -> dict[str, object]:
@@ -304,7 +292,7 @@ def _thin(picks: Sequence[Pick]) -> list[Pick]:
 
 def _tooltip(pick: Pick) -> str:
     of = ", score" if pick.component is None else f", component {pick.component}, cos"
-    kind, group = charts.clean(pick.step, 40), charts.clean(pick.group, 60)
+    kind, group = clean(pick.step, 40), clean(pick.group, 60)
     return f"#{pick.rank} {kind}{of} {number(pick.similarity, 2)}, {group}, row {pick.row}"
 
 
@@ -315,7 +303,7 @@ def _walk_points(selection: SelectionView) -> list[charts.WalkPoint]:
             pick.rank,
             pick.similarity,
             pick.step,
-            charts.DASH if pick.component is None else str(pick.component),
+            DASH if pick.component is None else str(pick.component),
             colors.get(pick.component, NO_COLOR),
             _tooltip(pick),
         )

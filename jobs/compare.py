@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from actors.trial_worker import TrialWorker
 from g2is_ray.budget import token_budget
 from g2is_ray.comparison import Trials, collect, table
+from g2is_ray.comparison_page import render_comparison
 from g2is_ray.config import (
     EvaluateSettings,
     LoraSettings,
@@ -23,7 +24,7 @@ from g2is_ray.config import (
     WalkSettings,
 )
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import comparison_stage
+from g2is_ray.layout import comparison_file, comparison_stage
 from g2is_ray.methods import CompareSettings, Method, methods_of
 from g2is_ray.trials import Trial
 from jobs.ingest import pool_settings
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def compare(session: Session) -> None:
-    """Write `comparisons/TOKENS/T` for each target T, and all numbers as `comparison.json`."""
+    """Write `comparisons/TOKENS/T` for each target T, and all numbers as JSON and as a page."""
     settings = session.settings(CompareSettings)
     methods = methods_of("methods", settings.methods)
     _check(session, settings, methods)
@@ -59,10 +60,11 @@ def compare(session: Session) -> None:
         seeds=settings.seeds,
         reference=settings.reference,
     )
-    place = f"comparisons/{amount}"
-    session.workspace.write_json(f"{place}/comparison.json", dataclasses.asdict(found))
+    session.workspace.write_json(comparison_file(amount, "json"), dataclasses.asdict(found))
+    page = comparison_file(amount, "html")
+    session.workspace.write_bytes(page, render_comparison(found).encode())
     print(table(found))
-    log.info("compare: %s", session.workspace.location(f"{place}/comparison.json"))
+    log.info("compare: %s", session.workspace.location(page))
 
 
 def _check(session: Session, settings: CompareSettings, methods: Sequence[Method]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections import Counter
@@ -9,7 +10,7 @@ from collections import Counter
 from g2is_ray.errors import WorkspaceError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.findings import pool_map, run_view, target_view
-from g2is_ray.layout import targets_in, variants_in
+from g2is_ray.layout import comparison_file, comparisons_in, targets_in, variants_in
 from g2is_ray.report import render
 from g2is_ray.workspace import Workspace
 from jobs.graph import graph_settings
@@ -36,6 +37,8 @@ def report(session: Session) -> None:
         for stage in workspace.stages()
         if workspace.exists(f"{stage}/receipt.json")
     }
+    comparisons = comparisons_in(workspace)
+    shown |= {comparison_file(tokens, "html"): "linked" for tokens in comparisons}
     where = workspace.location("report.html")
     if _is_shown(workspace, shown):
         log.info("report: already done: %s", where)
@@ -48,6 +51,7 @@ def report(session: Session) -> None:
         own = [target for target in targets if mains[target.name] == [main]]
         page = render(run, own, points).encode()
         workspace.write_bytes(f"selections/{main}/report.html", page)
+    run = dataclasses.replace(run, comparisons=comparisons)  # whose links are relative
     workspace.write_bytes("report.html", render(run, targets, points).encode())
     workspace.write_json(_STATE, shown)
     log.info("report: %s", where)

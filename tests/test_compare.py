@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from main_job import run
 
+from g2is_ray.layout import comparisons_in
 from g2is_ray.trials import Trial, read_scores
 from g2is_ray.workspace import Workspace
 
@@ -91,6 +92,14 @@ def test_the_table_holds_what_the_trials_found(compared, trials, numbers):
     assert rows["tfidf"]["to_reference"]["mean"] == pytest.approx(difference)
     stored = {name: row["cost"]["stored_bytes"] for name, row in rows.items()}
     assert stored["loose"] > stored["tfidf"]  # which needs no gradients
+
+
+def test_the_page_shows_every_method(compared, numbers):
+    place = f"comparisons/{numbers['budget_tokens']}/comparison.html"
+    page = compared.read_bytes(place).decode()
+    for row in numbers["targets"][0]["methods"]:
+        assert row["name"] in page and f"{np.mean(row['losses']):.4f}" in page
+    assert comparisons_in(compared) == [numbers["budget_tokens"]]
 
 
 def test_scores_of_all_test_rows_are_kept(compared, trials):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from g2is_ray.charts import clean, duration
 from g2is_ray.errors import InputError
+from g2is_ray.pages import clean, duration
 from g2is_ray.report import (
     ComponentRow,
     MapPoints,
@@ -366,6 +366,13 @@ def test_targets_have_a_section_each_and_a_table_of_contents():
     assert inside == ["#target-1", "#target-2", "#target-3", "#run"]
     assert len(ids) == len(set(ids)) and {"target-1", "target-3", "run"} <= set(ids)
     assert Page(render(run(), [target()], None)).elements["nav"] == 0
+
+
+def test_comparisons_are_linked():
+    parsed = Page(render(run(comparisons=[5_177, 20_000]), [target()], None))
+    links = [value for tag, name, value in parsed.attributes if (tag, name) == ("a", "href")]
+    assert "comparisons/5177/comparison.html" in links
+    assert "under 5,177 supervised tokens , under 20,000 supervised tokens ." in parsed.text
 
 
 def test_clean_cuts_and_replaces():
