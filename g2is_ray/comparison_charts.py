@@ -77,8 +77,9 @@ def losses(
         label: the chart in words, for screen readers.
     """
     values = [loss for method in methods for loss in method.losses]
-    frame = _Frame([method.name for method in methods], [*values, base or math.nan])
-    marks = [] if base is None else [frame.line(base, "base")]
+    bases = [] if base is None else [base]
+    frame = _Frame([method.name for method in methods], values + bases)
+    marks = [frame.line(value, "base") for value in bases]
     for row, method in enumerate(methods):
         if method.name == reference and math.isfinite(method.loss):
             marks.append(frame.line(method.loss, "reference"))

@@ -12,7 +12,7 @@ from g2is_ray.comparison import Comparison, MethodRow, TargetComparison
 from g2is_ray.pages import render_page
 from g2is_ray.significance import CONFIDENCE, Interval
 
-_FAR = 2  # ranges of all losses; a line further off would leave little room for them
+_FAR = 3  # ranges of all losses; a line further off would leave little room for them
 _UNEQUAL = 0.05  # share of tokens, from which a difference is pointed out
 
 
