@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -118,6 +118,7 @@ def collect(
     """
     pool = _Pool(workspace)
     stages = workspace.stages()
+    first_trials = [next(iter(own.values()))[0] for own in trials.values()]
     return Comparison(
         budget_tokens=budget_tokens,
         pool_rows=len(pool.groups),
@@ -125,7 +126,7 @@ def collect(
         seeds=seeds,
         reference=reference,
         model=stages[POOL]["settings"]["model"],
-        settings=_settings(stages, trials),
+        settings=_common(stages[one.stage]["settings"] for one in first_trials),
         version=g2is_ray.__version__,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
@@ -136,9 +137,10 @@ def collect(
     )
 
 
-def _settings(stages: Mapping[str, Any], trials: Mapping[str, Trials]) -> dict[str, Any]:
-    first = next(iter(next(iter(trials.values())).values()))[0]
-    return dict(stages[first.stage]["settings"])
+def _common(settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings that are alike for all targets."""
+    first, *rest = settings
+    return {name: value for name, value in first.items() if all(o[name] == value for o in rest)}
 
 
 class _Pool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class TrialRunner:
 
     Args:
         plan: of every tuning; a trial's seed takes the place of its.
+        evaluate: how to measure on each target.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class TrialRunner:
         *,
         model: ModelSettings,
         plan: TrainingPlan,
-        evaluate: EvaluateSettings,
+        evaluate: Mapping[str, EvaluateSettings],
         execution: ExecutionSettings,
     ) -> None:
         self._workspace, self._model, self._plan = workspace, model, plan
@@ -110,7 +112,7 @@ class TrialRunner:
                 models.load_tokenizer(self._model),
                 list(rows.read_all(["messages", "answer"])),
                 max_tokens=self._plan.max_tokens,
-                settings=self._evaluate,
+                settings=self._evaluate[target],
                 token_budget=models.token_budget(self._execution),
             )
         return self._evaluations[target]

@@ -133,20 +133,19 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
         rows: how many rows of average length the budget would buy, which decides the number of
             optimizer steps.
     """
-    workspace = session.workspace
     model, read, _ = pool_settings(session)
+    stages = {target: next(iter(own.values()))[0].stage for target, own in trials.items()}
     first = next(iter(trials))
-    lora = session.settings(LoraSettings, "warmup")
-    tune = session.settings(TuneSettings, f"tuned/{first}")
-    evaluate = session.settings(EvaluateSettings, f"evaluations/{first}")
+    lora = session.settings(LoraSettings, stages[first], "warmup")
+    tune = session.settings(TuneSettings, stages[first], f"tuned/{first}")
     steps = math.ceil(rows / tune.tune_batch_size)
-    bases = []
-    for target, own in trials.items():
-        stage = next(iter(own.values()))[0].stage
-        facts = {"steps_per_epoch": steps}
-        inputs = [f"targets/{target}/test"]
-        session.begin(stage, model, lora, tune, evaluate, inputs=inputs, facts=facts)
-        bases.append(Trial(stage=stage, target=target))
+    evaluate = {}
+    for target, stage in stages.items():
+        evaluate[target] = session.settings(EvaluateSettings, stage, f"evaluations/{target}")
+        own = model, lora, tune, evaluate[target]
+        inputs, facts = [f"targets/{target}/test"], {"steps_per_epoch": steps}
+        session.begin(stage, *own, inputs=inputs, facts=facts)
+    bases = [Trial(stage=stage, target=target) for target, stage in stages.items()]
     by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
     every = bases + [trial for each in by_seed for trial in each]
     plan = TrainingPlan(
@@ -171,7 +170,7 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
         {trial: (trial.stage, trial.name) for trial in every},
         "compare",
         TrialWorker,
-        {"url": workspace.location(""), "settings": settings},
+        {"url": session.workspace.location(""), "settings": settings},
         session.execution.workers,
         is_current=Trial.is_done,
     )
