@@ -15,7 +15,7 @@ import numpy as np
 import g2is_ray
 from g2is_ray.config import PAPER, PRESETS, WALK
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.layout import BASE, JOINT, graph_stage, score_name, variants_in
 from g2is_ray.report import (
     SHOWN_PICKS,
@@ -196,7 +196,7 @@ def pool_map(
     workspace: Workspace, targets: Sequence[TargetView], groups: Sequence[str], *, center: bool
 ) -> MapPoints:
     """A 2-D map of a sample of the pool's gradients, with every selected row on it."""
-    gradients = GradientSet(workspace, "gradients", center=center)
+    gradients = FeatureSet(workspace, "gradients", center=center)
     picked = {
         pick.row
         for target in targets

@@ -19,7 +19,7 @@ from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, GradientSettings, ModelSettings, SeedSettings
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import gradient_files
+from g2is_ray.features import feature_files
 from g2is_ray.gradients import GradientComputer, GradientRows
 from g2is_ray.projection import Projection, make_projection
 from g2is_ray.workspace import Workspace, part_name
@@ -127,7 +127,7 @@ class GradientWriter:
             "host": socket.gethostname(),
             "device": self._model.device.type,
         }
-        files = gradient_files(one.part, result.projected)
+        files = feature_files(one.part, result.projected)
         receipt = self._workspace.commit_once(one.stage, part_name(one.part), files, facts)
         refuse_invalid(one.stage, invalid, ExampleSet(self._workspace, one.examples).rows)
         return receipt

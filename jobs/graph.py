@@ -12,7 +12,7 @@ import numpy as np
 from actors.cluster import share_of_cluster
 from actors.graph_worker import GraphWorker
 from g2is_ray.config import GraphSettings
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.graph import faiss_index
 from g2is_ray.graph_plan import (
     GraphPlan,
@@ -74,27 +74,27 @@ def _write(session: Session, settings: GraphSettings) -> None:
     mean_rows = plan.mean_rows if plan else pool["rows"] if settings.center else 0
     facts = {"mean_rows": mean_rows}  # a graph of another mean is another graph
     session.begin(stage, settings, inputs=["gradients"], facts=facts, grown="extend")
-    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    features = FeatureSet(workspace, "gradients", center=settings.center)
     if plan is None:
-        plan = _plan(session, stage, settings, gradients)
-    elif plan.parts < gradients.parts:
-        plan = _extend(session, stage, plan, gradients)
-    last = merges(gradients.parts)
+        plan = _plan(session, stage, settings, features)
+    elif plan.parts < features.parts:
+        plan = _extend(session, stage, plan, features)
+    last = merges(features.parts)
     if all(workspace.receipt(stage, task.piece) for task in last):
         receipts = _do(session, stage, settings, last)
     else:
-        plan = _prepare(session, stage, settings, plan, gradients)
-        for tasks in comparison(plan, gradients.parts):
+        plan = _prepare(session, stage, settings, plan, features)
+        for tasks in comparison(plan, features.parts):
             receipts = _do(session, stage, settings, tasks)
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
-        "rows": gradients.rows,
-        "parts": gradients.parts,
+        "rows": features.rows,
+        "parts": features.parts,
         "search": plan.search,
         "edges": edges,
         "mean_similarity": sum(r["similarity_sum"] for r in receipts) / max(1, edges),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
-        **measure_recall(workspace, stage, gradients),
+        **measure_recall(workspace, stage, features),
     }
     workspace.conclude(stage, facts)
     log.info(
@@ -111,22 +111,20 @@ def _write(session: Session, settings: GraphSettings) -> None:
         )
 
 
-def _plan(
-    session: Session, stage: str, settings: GraphSettings, gradients: GradientSet
-) -> GraphPlan:
+def _plan(session: Session, stage: str, settings: GraphSettings, features: FeatureSet) -> GraphPlan:
     if settings.graph not in ("auto", "exact", "ivf"):
-        faiss_index(settings.graph, gradients.dimensions)  # refused before any work is done
-    plan = make_plan(gradients, settings, session.execution.memory_bytes, _device(session))
-    write_plan(session.workspace, stage, plan, gradients)
+        faiss_index(settings.graph, features.dimensions)  # refused before any work is done
+    plan = make_plan(features, settings, session.execution.memory_bytes, _device(session))
+    write_plan(session.workspace, stage, plan, features)
     log.info("%s: %s search in %d groups of parts", stage, plan.search, len(plan.groups))
     return plan
 
 
-def _extend(session: Session, stage: str, plan: GraphPlan, gradients: GradientSet) -> GraphPlan:
-    log.info("%s: %d parts more", stage, gradients.parts - plan.parts)
-    if gradients.mean is not None:
-        now = gradients.pool_mean()
-        moved = np.linalg.norm(now - gradients.mean) / np.linalg.norm(now)
+def _extend(session: Session, stage: str, plan: GraphPlan, features: FeatureSet) -> GraphPlan:
+    log.info("%s: %d parts more", stage, features.parts - plan.parts)
+    if features.mean is not None:
+        now = features.pool_mean()
+        moved = np.linalg.norm(now - features.mean) / np.linalg.norm(now)
         log.info(
             "%s: stays centered on the mean of its first %d rows; the pool's is %.1f %% off by now",
             stage,
@@ -137,24 +135,24 @@ def _extend(session: Session, stage: str, plan: GraphPlan, gradients: GradientSe
         session.workspace,
         stage,
         plan,
-        gradients,
+        features,
         session.execution.memory_bytes,
         _device(session),
     )
 
 
 def _prepare(
-    session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, gradients: GradientSet
+    session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, features: FeatureSet
 ) -> GraphPlan:
     """Find out how many lists must be probed; with `auto`, give lists up if it is too many."""
-    for tasks in preparation(plan, gradients.parts):
+    for tasks in preparation(plan, features.parts):
         receipts = _do(session, stage, settings, tasks)
     if plan.search == "ivf":
         (tuned,) = receipts
         log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
         if settings.graph == "auto" and tuned["probe"] > _WORTHWHILE * tuned["lists"]:
             log.info("%s: that is too many to gain by, so all rows are compared", stage)
-            return exact_instead(session.workspace, stage, plan, gradients)
+            return exact_instead(session.workspace, stage, plan, features)
     return plan
 
 

@@ -17,7 +17,7 @@ from g2is_ray.budget import Budget, row_budget, token_budget
 from g2is_ray.config import SelectorSettings, WalkSettings, as_dict
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
 from g2is_ray.layout import GRADIENTS, POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings
@@ -89,8 +89,8 @@ class _Source:
         self.examples = ExampleSet(workspace, POOL)
 
     @cached_property
-    def x(self) -> GradientSet:
-        return GradientSet(self.workspace, GRADIENTS, center=self._center)
+    def x(self) -> FeatureSet:
+        return FeatureSet(self.workspace, GRADIENTS, center=self._center)
 
     @cached_property
     def neighbors(self) -> MappedParts:
@@ -165,7 +165,7 @@ class _ByWalk:
         self.directions: Directions = [self._known.directions]
 
     def _knowledge(self, target: str) -> CoreKnowledge:
-        own = GradientSet(self._source.workspace, f"targets/{target}/gradients").read_all()
+        own = FeatureSet(self._source.workspace, f"targets/{target}/gradients").read_all()
         return knowledge_of(own, self._source.x.dimensions, self._task.walk)
 
     def select(
@@ -244,7 +244,7 @@ def _target(workspace: Workspace, name: str, reads: Collection[str], field: str)
     rows = list(examples.read_all(["messages", "record"]))
     features = np.empty((len(rows), 0), dtype=np.float32)
     if "gradients" in reads:
-        features = GradientSet(workspace, f"targets/{name}/gradients").read_all()
+        features = FeatureSet(workspace, f"targets/{name}/gradients").read_all()
         usable = np.flatnonzero(features.any(axis=1))
         if not len(usable):
             raise InputError(f"no row of the target {name} has a usable gradient")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g2is_ray.examples import SCHEMA
-from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.features import FeatureSet, feature_files
 from g2is_ray.layout import graph_stage
 from g2is_ray.search import knn_graph
 from g2is_ray.storage import array_bytes
@@ -49,7 +49,7 @@ def write_gradients(held: Workspace, stage: str, x: np.ndarray) -> None:
     held.begin(stage, {})
     parts = [x[first : first + PART_ROWS] for first in range(0, len(x), PART_ROWS)]
     for part, own in enumerate(parts):
-        held.commit(stage, part_name(part), gradient_files(part, own), {"rows": len(own)})
+        held.commit(stage, part_name(part), feature_files(part, own), {"rows": len(own)})
     invalid = int((~x.any(axis=1)).sum())
     held.conclude(stage, {"rows": len(x), "parts": len(parts), "invalid": invalid})
 
@@ -79,7 +79,7 @@ def make_workspace(folder: Path) -> Workspace:
     for center in (True, False):
         stage = graph_stage(center)
         held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
-        graph = graph_of(GradientSet(held, "gradients", center=center).read_all(), 6)
+        graph = graph_of(FeatureSet(held, "gradients", center=center).read_all(), 6)
         for kind, found in graph.items():
             for part, own in enumerate(np.split(found, PARTS)):
                 held.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))

@@ -21,7 +21,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.examples import write_examples
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.gradient_writer import GradientPart, GradientWriter
 from g2is_ray.workspace import Workspace
 
@@ -76,7 +76,7 @@ def parts(stage="gradients"):
 
 def rows_of(workspace, stage):
     workspace.conclude(stage, {"rows": ROWS, "parts": 2, "invalid": 0})
-    return GradientSet(workspace, stage).read_all()
+    return FeatureSet(workspace, stage).read_all()
 
 
 def files_of(workspace, stage):

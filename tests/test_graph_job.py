@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from g2is_ray import graph_plan
-from g2is_ray.features import gradient_files
+from g2is_ray.features import feature_files
 from g2is_ray.graph import GraphBuilder
 from g2is_ray.graph_plan import read_plan
 from g2is_ray.rows import map_neighbors
@@ -23,7 +23,7 @@ def workspace(tmp_path):
     made.begin("gradients", {"seed": 0})
     for part in range(PARTS):
         x = rng.standard_normal((ROWS // PARTS, 16)).astype(np.float32)
-        made.commit("gradients", f"part-{part:05d}", gradient_files(part, x), {})
+        made.commit("gradients", f"part-{part:05d}", feature_files(part, x), {})
     made.commit("gradients", "receipt", {}, {"rows": ROWS, "parts": PARTS, "invalid": 0})
     return made
 

@@ -10,7 +10,7 @@ from selection_workspace import ROWS, TARGETS, make_workspace, selections
 
 from g2is_ray.arrays import normalize
 from g2is_ray.config import SELECTORS
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.findings import target_view
 from g2is_ray.workspace import Workspace
 
@@ -75,21 +75,21 @@ def test_any_selector_may_make_the_selection_itself(held, g2is):
 
 def test_a_selection_is_that_of_all_gradients_in_memory(held, g2is):
     g2is(*arguments(held, *LAW, "--baselines", "less", "--subtask-field", "none"))
-    x = GradientSet(held, "gradients", center=True).read_all()
-    target = GradientSet(held, "targets/law/gradients").read_all()
+    x = FeatureSet(held, "gradients", center=True).read_all()
+    target = FeatureSet(held, "targets/law/gradients").read_all()
     order = np.argsort(-(x @ normalize(target).mean(axis=0)), kind="stable")
     assert [pick["row"] for pick in picks(held, "law@less")] == order[:48].tolist()
 
 
 def test_one_pass_over_the_pool_serves_all_selectors(held, g2is, monkeypatch):
     passes = []
-    blocks = GradientSet.blocks
+    blocks = FeatureSet.blocks
 
     def counted(self):
         passes.append(self.stage)
         return blocks(self)
 
-    monkeypatch.setattr(GradientSet, "blocks", counted)
+    monkeypatch.setattr(FeatureSet, "blocks", counted)
     g2is(*arguments(held, "--baselines", *OTHERS))
     assert passes == ["gradients"]
 
