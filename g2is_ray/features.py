@@ -1,7 +1,8 @@
 """Features on disk: unit rows in float16, their norms, and the sum of each part.
 
-From these `normalize(norm * row - mean)` can be formed when reading, so one pass over the
-pool serves both the published and the centered method.
+A row's feature is its gradient or its embedding. From these files `normalize(norm * row - mean)`
+can be formed when reading, so one pass over the pool serves both the published and the centered
+method.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
+from g2is_ray.config import Features
 from g2is_ray.layout import graph_stage
 from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
 from g2is_ray.storage import array_bytes
@@ -45,7 +47,8 @@ class FeatureSet:
     def __init__(self, workspace: Workspace, stage: str, *, center: bool = False) -> None:
         self._workspace = workspace
         self.stage = stage
-        receipt = workspace.require(stage, "gradients")
+        self.kind: Features = "embeddings" if stage.endswith("embeddings") else "gradients"
+        receipt = workspace.require(stage, self.kind)
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         self.invalid: int = receipt["invalid"]
@@ -63,7 +66,7 @@ class FeatureSet:
 
         A pool that grows keeps it, because another mean would change every row.
         """
-        path = f"{graph_stage(True)}/{MEAN}"
+        path = f"{graph_stage(True, self.kind)}/{MEAN}"
         return (
             self._workspace.read_array(path) if self._workspace.exists(path) else self.pool_mean()
         )

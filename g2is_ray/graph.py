@@ -1,4 +1,4 @@
-"""The kNN gradient graph of a workspace's pool, in pieces that any worker can do.
+"""The kNN graph of a workspace's pool, in pieces that any worker can do.
 
 Base rows are searched among in groups of parts that fit into memory; a piece is a pair of
 a query part and a group, and a part's neighbors are the best of its pairs. A search is
@@ -49,7 +49,7 @@ class GraphBuilder:
         assert plan is not None
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._settings = settings
-        self._features = FeatureSet(workspace, "gradients", center=settings.center)
+        self._features = FeatureSet(workspace, settings.features, center=settings.center)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._held: tuple[int, Any] | None = None  # group, and what is searched among
 
