@@ -137,12 +137,15 @@ def _selection_view(
 def _title(settings: dict[str, Any], baseline: str) -> str:
     """What made a selection, in a few words."""
     selector = settings["selector"]
+    by_gradients = settings.get("features", "gradients") == "gradients"
     if baseline == PAPER:
         return "as published (preset paper)"
     if selector == WALK:
         named = baseline not in ("", WALK)
-        return f"gradient walk ({baseline if named else f'preset {preset_of(settings)}'})"
+        kind = "gradient walk" if by_gradients else "walk on embeddings"
+        return f"{kind} ({baseline if named else f'preset {preset_of(settings)}'})"
     title = "random rows" if selector == "random" else f"selector {selector}"
+    title += "" if by_gradients else " on embeddings"
     return title if baseline in ("", selector) else f"{title} ({baseline})"
 
 

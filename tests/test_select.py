@@ -38,7 +38,7 @@ def test_it_is_the_selection_of_the_same_arrays_in_memory(preset, make, g2is):
     held = make("ws")
     g2is(*arguments(held, "--preset", preset))
     values = dict(PRESETS[preset])
-    x = FeatureSet(held, "gradients", center=values.pop("center")).read_all()
+    x = FeatureSet(held, values.pop("features"), center=values.pop("center")).read_all()
     for target in TARGETS:
         wanted = select(
             ArrayRows(x),
