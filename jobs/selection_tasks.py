@@ -9,6 +9,7 @@ from typing import Any
 
 from g2is_ray.config import (
     WALK,
+    Features,
     GraphSettings,
     JointSettings,
     SeedSettings,
@@ -127,6 +128,13 @@ def tasks_of(session: Session, name: str) -> Iterator[Task]:
             continue  # it would be compared with itself
         follows = "" if method.selector == WALK else main  # a walk may end before its budget
         yield task_of(session, name, method, stage=f"{main}@{method.name}", follows=follows)
+
+
+def features_read(session: Session) -> set[Features]:
+    """Features that the graph is of, and that selections read."""
+    tasks = [task for name in selection_names(session) for task in tasks_of(session, name)]
+    read = {task.source.features for task in tasks if reads_features(task.reads)}
+    return {graph_settings(session).features} | read
 
 
 def task_of(session: Session, name: str, method: Method, *, stage: str, follows: str = "") -> Task:

@@ -16,6 +16,8 @@ from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
 from g2is_ray.selection import select
 from g2is_ray.workspace import Workspace
+from jobs.pipeline import stages
+from jobs.session import Session
 
 OTHERS = [name for name in SELECTORS if name != "walk"]
 LAW = ("--target", "law=val.jsonl")
@@ -139,6 +141,23 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
     assert picks(held, "law@less") == by_gradients
     assert picks(held, "law@other") == made[0] != by_gradients
     assert picks(held, "law@paper") == made[2]  # on gradients, as published
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ({}, ["gradients"]),
+        ({"baselines": ["random", "rds"]}, ["gradients", "embeddings"]),
+        ({"features": "embeddings"}, ["embeddings"]),
+        ({"features": "embeddings", "baselines": ["paper"]}, ["gradients", "embeddings"]),
+        ({"baselines": ["other=less,features=embeddings"]}, ["gradients", "embeddings"]),
+    ],
+)
+def test_a_run_leaves_out_features_that_nothing_reads(given, kinds, held):
+    held.remove("graph")  # which would say what is in force
+    names = [stage.__name__ for stage in stages(Session(held.location(""), given))]
+    warmed = ["warm_up"] if "gradients" in kinds else []
+    assert names[1:-5] == warmed + kinds
 
 
 def test_embeddings_that_are_not_there_are_asked_for(held, g2is, refused):
