@@ -12,7 +12,7 @@ from g2is_ray.workspace import Workspace
 
 
 class GraphWorker:
-    """Holds a group of the pool's gradients, on its GPU if it has one, and finds neighbors."""
+    """Holds a group of the pool's features, on its GPU if it has one, and finds neighbors."""
 
     def __init__(self, url: str, stage: str, settings: GraphSettings) -> None:
         self._url, self._stage, self._settings = url, stage, settings

@@ -31,7 +31,7 @@ import torch
 from workload import product_rate
 
 from g2is_ray.config import GraphSettings
-from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.features import FeatureSet, feature_files
 from g2is_ray.graph import GraphBuilder
 from g2is_ray.graph_plan import make_plan, read_plan, steps, write_plan
 from g2is_ray.recall import measure_recall, sample_neighbors
@@ -59,7 +59,7 @@ def write_rows(workspace: Workspace, rows: int, dimensions: int) -> None:
         x = rng.standard_normal((count, dimensions), dtype=np.float32)
         x += 0.3 * directions["common"] + 0.6 * directions["topic"][sub // 20]
         x += 0.7 * directions["subtopic"][sub]
-        workspace.commit("gradients", part_name(part), gradient_files(part, x), {"rows": count})
+        workspace.commit("gradients", part_name(part), feature_files(part, x), {"rows": count})
     facts = {"rows": rows, "parts": len(parts), "invalid": 0}
     workspace.commit("gradients", "receipt", {}, facts)
 
@@ -70,7 +70,7 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
     settings = GraphSettings(
         neighbors=given.neighbors, center=given.center, graph=given.graph, recall=given.recall
     )
-    gradients = GradientSet(workspace, "gradients", center=given.center)
+    gradients = FeatureSet(workspace, "gradients", center=given.center)
     plan = make_plan(gradients, settings, given.memory_bytes, DEVICE.type)
     write_plan(workspace, stage, plan, gradients)
     builder = GraphBuilder(workspace, stage, settings)
@@ -97,7 +97,7 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_memory(url: str, given: argparse.Namespace) -> np.ndarray:
-    return GradientSet(Workspace(url), "gradients", center=given.center).read_all()
+    return FeatureSet(Workspace(url), "gradients", center=given.center).read_all()
 
 
 def exact(url: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def faiss_ivf(url: str, given: argparse.Namespace) -> dict[str, Any]:
     """FAISS's IVF index over the same rows, training included; the least probe of 1, 2, 4, …"""
     faiss = require_faiss()
     workspace, stage = Workspace(url), f"graph/benchmark-{given.graph}"
-    plan, parts = read_plan(workspace, stage), GradientSet(workspace, "gradients").parts
+    plan, parts = read_plan(workspace, stage), FeatureSet(workspace, "gradients").parts
     assert plan is not None and plan.sample is not None
     wanted, _ = sample_neighbors(workspace, stage, parts)
     x = _in_memory(url, given)

@@ -27,7 +27,7 @@ import g2is_ray.walk
 from g2is_ray.arrays import normalize
 from g2is_ray.budget import row_budget
 from g2is_ray.config import WalkSettings
-from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.features import FeatureSet, feature_files
 from g2is_ray.rows import map_neighbors
 from g2is_ray.selection import Selection, carry_out, knowledge_of
 from g2is_ray.storage import array_bytes
@@ -54,13 +54,13 @@ def make(folder: Path, rows: int, dimensions: int, cluster_rows: int, neighbors:
         own = unit_rows(np.random.default_rng([1, first]), len(mine), dimensions)
         x = normalize(centers[mine % clusters] + OWN * own)
         part = first // PART_ROWS
-        held.commit("gradients", part_name(part), gradient_files(part, x), {"rows": len(x)})
+        held.commit("gradients", part_name(part), feature_files(part, x), {"rows": len(x)})
     parts = -(-rows // PART_ROWS)
     held.conclude("gradients", {"rows": rows, "parts": parts, "invalid": 0})
     of_target = np.array(topics)[rng.integers(0, TARGET_TOPICS, TARGET_ROWS)]
     target = COMMON * common + TOPIC * of_target + OWN * unit_rows(rng, TARGET_ROWS, dimensions)
     held.write_bytes("target.npy", array_bytes(normalize(target)))
-    found = nearest_of_cluster(GradientSet(held, "gradients", center=True), clusters, neighbors)
+    found = nearest_of_cluster(FeatureSet(held, "gradients", center=True), clusters, neighbors)
     for part, first in enumerate(range(0, rows, PART_ROWS)):
         own_rows = array_bytes(found[first : first + PART_ROWS])
         held.write_bytes(f"graph/{part_name(part)}.neighbors.npy", own_rows)
@@ -71,7 +71,7 @@ def unit_rows(rng: np.random.Generator, rows: int, dimensions: int) -> np.ndarra
     return normalize(rng.standard_normal((rows, dimensions), dtype=np.float32))
 
 
-def nearest_of_cluster(x: GradientSet, clusters: int, k: int) -> np.ndarray:
+def nearest_of_cluster(x: FeatureSet, clusters: int, k: int) -> np.ndarray:
     """For every row the k nearest rows of its cluster, [n, k] in descending cosine, -1 if fewer."""
     found = np.full((len(x), k), -1, dtype=np.int32)
     for cluster in range(clusters):
@@ -84,7 +84,7 @@ def nearest_of_cluster(x: GradientSet, clusters: int, k: int) -> np.ndarray:
     return found
 
 
-def prepared(folder: Path, *shape: int) -> tuple[GradientSet, np.ndarray]:
+def prepared(folder: Path, *shape: int) -> tuple[FeatureSet, np.ndarray]:
     """Pool and target of these sizes (see `make`); made by another process if not there."""
     held, made = Workspace(str(folder)), folder / "made.json"
     if not made.exists() or json.loads(made.read_text()) != list(shape):
@@ -94,7 +94,7 @@ def prepared(folder: Path, *shape: int) -> tuple[GradientSet, np.ndarray]:
         if child.exitcode:
             raise SystemExit("the data could not be made")
         made.write_text(json.dumps(shape))
-    return GradientSet(held, "gradients", center=True), held.read_array("target.npy")
+    return FeatureSet(held, "gradients", center=True), held.read_array("target.npy")
 
 
 # ---- the yardstick ---------------------------------------------------------------
@@ -179,7 +179,7 @@ class Clock:
 
 
 def walked(
-    folder: Path, x: GradientSet, target: np.ndarray, settings: WalkSettings
+    folder: Path, x: FeatureSet, target: np.ndarray, settings: WalkSettings
 ) -> tuple[Selection, float]:
     """The selection, and the processor seconds it took, its pass over the pool included."""
     clock = Clock()

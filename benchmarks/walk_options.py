@@ -20,7 +20,7 @@ import numpy as np
 from g2is_ray.budget import row_budget
 from g2is_ray.config import PRESETS, WalkSettings, build
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.knowledge import CoreKnowledge
 from g2is_ray.layout import GRADIENTS, POOL, graph_stage
 from g2is_ray.rows import map_neighbors
@@ -87,7 +87,7 @@ class Walks:
             self._walk(held, center, [row for row in rows if row.center == center])
 
     def _walk(self, held: Workspace, center: bool, rows: list[Ablation]) -> None:
-        x = GradientSet(held, GRADIENTS, center=center)
+        x = FeatureSet(held, GRADIENTS, center=center)
         neighbors = graph(held, x, center)
         known: list[CoreKnowledge] = [
             knowledge_of(self.targets[row.target], x.dimensions, row.settings) for row in rows
@@ -101,10 +101,10 @@ class Walks:
 
 
 def target_gradients(held: Workspace, target: str) -> np.ndarray:
-    return GradientSet(held, f"targets/{target}/gradients").read_all()
+    return FeatureSet(held, f"targets/{target}/gradients").read_all()
 
 
-def graph(held: Workspace, x: GradientSet, center: bool) -> Neighbors:
+def graph(held: Workspace, x: FeatureSet, center: bool) -> Neighbors:
     stage = graph_stage(center)
     if held.receipt(stage, STAGE_RECEIPT):
         return map_neighbors(held, stage)
@@ -118,7 +118,7 @@ class Measures:
         rows = list(ExampleSet(held, POOL).read_all(["group", "supervised_tokens"]))
         self._groups = [row["group"] for row in rows]
         self._tokens = np.array([row["supervised_tokens"] for row in rows])
-        self._x = GradientSet(held, GRADIENTS, center=True)
+        self._x = FeatureSet(held, GRADIENTS, center=True)
         self._held = held
 
     def line(self, name: str, selection: Selection, target: str, mean_d: np.ndarray) -> list[str]:

@@ -6,13 +6,14 @@ Shapes: b examples, t tokens, n supervised tokens of a batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from g2is_ray.chat import Encoded
+from g2is_ray.errors import SettingError
 
 IGNORED = -100  # label of a token that is not supervised, as in transformers
 
@@ -81,6 +82,67 @@ class TokenBudget:
         else:
             self._before = rate
             self.tokens *= 2
+
+
+def compute_batches(
+    lengths: Sequence[int],
+    budget: TokenBudget,
+    device: torch.device,
+    compute: Callable[[int, int], None],
+    *,
+    remedy: str = "set max_tokens lower",
+) -> None:
+    """Call `compute` with begin and end of one batch after another.
+
+    A batch that does not fit into memory is begun anew, smaller.
+
+    Args:
+        lengths: tokens of each example, falling.
+        remedy: what to do about an example that does not fit by itself.
+
+    Raises:
+        SettingError: there is such an example; says how long it is.
+    """
+    start = 0
+    while start < len(lengths):
+        stop = batch_end(lengths, start, budget.tokens)
+        padded_tokens = lengths[start] * (stop - start)
+        began = time.perf_counter()
+        if not _fits(compute, start, stop):
+            if stop - start == 1:
+                raise SettingError(
+                    f"an example of {lengths[start]} tokens does not fit into memory by itself: "
+                    f"{remedy}"
+                )
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            budget.halve(padded_tokens)
+            continue
+        if budget.searching:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            budget.watch(padded_tokens, began)
+        start = stop
+
+
+def _fits(compute: Callable[[int, int], None], start: int, stop: int) -> bool:
+    """Compute a batch; False if memory does not suffice.
+
+    The error, which holds the batch's tensors, is gone when this returns.
+    """
+    try:
+        compute(start, stop)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error) and "allocate" in str(error)
+    )
 
 
 def pad(examples: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

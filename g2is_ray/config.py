@@ -27,6 +27,8 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 
+Features = Literal["gradients", "embeddings"]
+
 WALK, PAPER = "walk", "paper"
 SELECTORS = (
     WALK,
@@ -37,6 +39,7 @@ SELECTORS = (
     "graph-diverse",
     "pagerank",
     "facility-location",
+    "rds",
     "tfidf",
     "bm25",
 )
@@ -154,10 +157,14 @@ class GradientSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GraphSettings:
+    features: Features = "gradients"
+    """What rows are compared by, in graph, walk and all that selects by gradients: gradients, or
+    embeddings: weighted means of the base model's last hidden states, which take neither a warm-up
+    nor a backward pass."""
     neighbors: Count = 32
     """Neighbors of each row in the kNN graph."""
     center: bool = True
-    """Subtract the pool's mean gradient before normalizing, in graph and walk alike."""
+    """Subtract the pool's mean from all features before normalizing, in graph and walk alike."""
     graph: Text = "auto"
     """How neighbors are searched for: exact; ivf, among the lists of rows nearest to a row; auto,
     exact where that takes seconds or most lists would be probed; or a FAISS index such as HNSW32
@@ -199,8 +206,8 @@ class WalkSettings:
 class SelectorSettings:
     selector: Annotated[str, AfterValidator(_check_selector)] = WALK
     """What selects: walk, random, less, less-round-robin, gist, graph-diverse, pagerank,
-    facility-location, tfidf, bm25, or one of your own as FILE.py:CLASS or MODULE:CLASS, whose code
-    is run."""
+    facility-location, rds, tfidf, bm25, or one of your own as FILE.py:CLASS or MODULE:CLASS, whose
+    code is run."""
     budget_tokens: Annotated[int, Field(ge=0)] = 0
     """Supervised tokens to select, in place of fraction; 0 means fraction. Supervised, because the
     loss is on those alone, so that selections of equal budgets are taught equally much. Picking
@@ -302,6 +309,7 @@ class TrainingPlan:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {
+        "features": "gradients",
         "center": True,
         "pca": "uncentered",
         "orient": True,
@@ -312,6 +320,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "within": 1.0,
     },
     "paper": {
+        "features": "gradients",
         "center": False,
         "pca": "centered",
         "orient": False,

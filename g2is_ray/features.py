@@ -1,7 +1,8 @@
-"""Gradients on disk: unit rows in float16, their norms, and the sum of each part.
+"""Features on disk: unit rows in float16, their norms, and the sum of each part.
 
-From these `normalize(norm * row - mean)` can be formed when reading, so one pass over the
-pool serves both the published and the centered method.
+A row's feature is its gradient or its embedding. From these files `normalize(norm * row - mean)`
+can be formed when reading, so one pass over the pool serves both the published and the centered
+method.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from g2is_ray.arrays import normalize
+from g2is_ray.config import Features
 from g2is_ray.layout import graph_stage
 from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
 from g2is_ray.storage import array_bytes
@@ -23,10 +25,10 @@ from g2is_ray.workspace import Workspace, part_name
 MEAN = "mean.npy"  # of a centered graph: what is subtracted from all rows
 
 
-def gradient_files(part: int, projected: NDArray[np.float32]) -> dict[str, bytes]:
-    """Files of one part, by name, for its projected gradients [rows, d]."""
-    norms = np.linalg.norm(projected, axis=1)
-    unit = normalize(projected).astype(np.float16)
+def feature_files(part: int, features: NDArray[np.float32]) -> dict[str, bytes]:
+    """Files of one part, by name, for its features [rows, d]; zeros where one is invalid."""
+    norms = np.linalg.norm(features, axis=1)
+    unit = normalize(features).astype(np.float16)
     name = part_name(part)
     return {
         f"{name}.npy": array_bytes(unit),
@@ -35,8 +37,8 @@ def gradient_files(part: int, projected: NDArray[np.float32]) -> dict[str, bytes
     }
 
 
-class GradientSet:
-    """The gradients of a finished stage as unit rows, centered or not.
+class FeatureSet:
+    """The features of a finished stage as unit rows, centered or not.
 
     `take` and `blocks` (see `rows.Rows`) map the part files and form rows as they are asked
     for; only norms and mean are held.
@@ -45,7 +47,8 @@ class GradientSet:
     def __init__(self, workspace: Workspace, stage: str, *, center: bool = False) -> None:
         self._workspace = workspace
         self.stage = stage
-        receipt = workspace.require(stage, "gradients")
+        self.kind: Features = "embeddings" if stage.endswith("embeddings") else "gradients"
+        receipt = workspace.require(stage, self.kind)
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         self.invalid: int = receipt["invalid"]
@@ -63,13 +66,13 @@ class GradientSet:
 
         A pool that grows keeps it, because another mean would change every row.
         """
-        path = f"{graph_stage(True)}/{MEAN}"
+        path = f"{graph_stage(True, self.kind)}/{MEAN}"
         return (
             self._workspace.read_array(path) if self._workspace.exists(path) else self.pool_mean()
         )
 
     def pool_mean(self) -> NDArray[np.float64]:
-        """Mean gradient [d] of all valid rows."""
+        """Mean feature [d] of all valid rows."""
         total = sum(self._array(part, ".sum") for part in range(self.parts))
         return np.asarray(total / max(1, self.rows - self.invalid))
 
@@ -95,7 +98,7 @@ class GradientSet:
         return self.rows
 
     def valid_rows(self, parts: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """Numbers of the rows, of all parts or of some, that have a usable gradient."""
+        """Numbers of the rows, of all parts or of some, that have a usable feature."""
         chosen = range(self.parts) if parts is None else parts
         bounds = [self.first_rows[part : part + 2] for part in chosen]
         return np.concatenate(
@@ -103,7 +106,7 @@ class GradientSet:
         )
 
     def read(self, part: int) -> NDArray[np.float32]:
-        """Unit rows [rows, d] of a part; zero where the gradient is invalid."""
+        """Unit rows [rows, d] of a part; zero where the feature is invalid."""
         first, stop = self.first_rows[part : part + 2]
         return self._formed(self._array(part), self._norms[first:stop])
 

@@ -8,15 +8,15 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 import g2is_ray
-from g2is_ray.config import PAPER, PRESETS, WALK
+from g2is_ray.config import PAPER, PRESETS, WALK, Features, GraphSettings
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import GradientSet
-from g2is_ray.layout import BASE, JOINT, graph_stage, score_name, variants_in
+from g2is_ray.features import FeatureSet
+from g2is_ray.layout import BASE, JOINT, score_name, variants_in
 from g2is_ray.report import (
     SHOWN_PICKS,
     ComponentRow,
@@ -46,17 +46,11 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
     """What was run, on what, and how long each stage took."""
     stages = workspace.stages()
     pool = workspace.require("pool", "ingest")
-    gradients = workspace.require("gradients", "gradients")
-    timings, graph = [], {}
-    for stage in stages:
-        if not workspace.exists(f"{stage}/receipt.json"):
-            continue
-        receipt = workspace.read_json(f"{stage}/receipt.json")
-        timings.append(Timing(stage, receipt["seconds"], receipt.get("parts", 1)))
-    for center in (True, False):
-        name = graph_stage(center)
-        if workspace.exists(f"{name}/receipt.json"):
-            receipt = workspace.read_json(f"{name}/receipt.json")
+    finished = [stage for stage in stages if workspace.exists(f"{stage}/receipt.json")]
+    receipts = {stage: workspace.read_json(f"{stage}/receipt.json") for stage in finished}
+    graph: dict[str, Any] = {}
+    for name, receipt in receipts.items():
+        if name.startswith("graph/"):
             graph[f"{name}: neighbors"] = stages[name]["settings"]["neighbors"]
             graph[f"{name}: mean similarity"] = round(receipt["mean_similarity"], 4)
             graph[f"{name}: recall"] = _recall(receipt)
@@ -69,10 +63,16 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
         pool_rows=pool["rows"],
         rejected_rows=pool["rejected"],
         truncated_rows=pool["truncated"],
-        invalid_rows=gradients["invalid"],
+        invalid_rows=max(
+            (receipts[kind]["invalid"] for kind in get_args(Features) if kind in receipts),
+            default=0,
+        ),
         pool_groups=pool_groups,
         settings={stage: record["settings"] for stage, record in stages.items()},
-        timings=timings,
+        timings=[
+            Timing(stage, receipt["seconds"], receipt.get("parts", 1))
+            for stage, receipt in receipts.items()
+        ],
         graph=graph,
     )
 
@@ -137,12 +137,15 @@ def _selection_view(
 def _title(settings: dict[str, Any], baseline: str) -> str:
     """What made a selection, in a few words."""
     selector = settings["selector"]
+    by_gradients = settings.get("features", "gradients") == "gradients"
     if baseline == PAPER:
         return "as published (preset paper)"
     if selector == WALK:
         named = baseline not in ("", WALK)
-        return f"gradient walk ({baseline if named else f'preset {preset_of(settings)}'})"
+        kind = "gradient walk" if by_gradients else "walk on embeddings"
+        return f"{kind} ({baseline if named else f'preset {preset_of(settings)}'})"
     title = "random rows" if selector == "random" else f"selector {selector}"
+    title += "" if by_gradients else " on embeddings"
     return title if baseline in ("", selector) else f"{title} ({baseline})"
 
 
@@ -193,23 +196,33 @@ def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[
 
 
 def pool_map(
-    workspace: Workspace, targets: Sequence[TargetView], groups: Sequence[str], *, center: bool
-) -> MapPoints:
-    """A 2-D map of a sample of the pool's gradients, with every selected row on it."""
-    gradients = GradientSet(workspace, "gradients", center=center)
+    workspace: Workspace,
+    targets: Sequence[TargetView],
+    groups: Sequence[str],
+    settings: GraphSettings,
+) -> MapPoints | None:
+    """A 2-D map of a sample of the pool's features, with every selected row on it.
+
+    Where those in force are not there, others are; None where there are none.
+    """
+    kinds = (settings.features, *get_args(Features))
+    kind = next((kind for kind in kinds if workspace.exists(f"{kind}/receipt.json")), None)
+    if kind is None:
+        return None
+    features = FeatureSet(workspace, kind, center=settings.center)
     picked = {
         pick.row
         for target in targets
         for view in (target.main, *target.others)
         for pick in view.picks
     }
-    rest = np.setdiff1d(np.arange(gradients.rows), sorted(picked))
+    rest = np.setdiff1d(np.arange(features.rows), sorted(picked))
     room = min(len(rest), max(0, _MAP_POINTS - len(picked)))
     sample = np.random.default_rng(0).choice(rest, size=room, replace=False)
     rows = np.sort(np.concatenate([np.array(sorted(picked), dtype=np.int64), sample]))
     kept, first = [], 0
-    for part in range(gradients.parts):
-        x = gradients.read(part)
+    for part in range(features.parts):
+        x = features.read(part)
         kept.append(x[rows[(rows >= first) & (rows < first + len(x))] - first])
         first += len(x)
     return map_points(np.concatenate(kept), rows, [groups[row] for row in rows], 0)

@@ -1,13 +1,8 @@
-"""Computing the gradients of a workspace's examples, part by part."""
+"""Gradients of a workspace's examples, part by part."""
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,31 +12,17 @@ from g2is_ray.adapted import gradient_linears
 from g2is_ray.arrays import normalize
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, GradientSettings, ModelSettings, SeedSettings
-from g2is_ray.errors import InputError, SettingError
-from g2is_ray.examples import ExampleSet
-from g2is_ray.features import gradient_files
-from g2is_ray.gradients import GradientComputer, GradientRows
+from g2is_ray.errors import SettingError
+from g2is_ray.feature_writer import FeaturePart, FeatureRows, FeatureWriter, token_budget
+from g2is_ray.gradients import GradientComputer
+from g2is_ray.layout import POOL
 from g2is_ray.projection import Projection, make_projection
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.workspace import Workspace
 
-MAX_INVALID = 0.01  # share of examples without a usable gradient that is put up with
 _MAX_PART_BYTES = 2**33  # of projected gradients in memory, float32
 
 
-@dataclass(frozen=True, kw_only=True)
-class GradientPart:
-    """One part of an example set, and the stage that its gradients belong to."""
-
-    examples: str
-    stage: str
-    part: int
-    adjust: bool  # momentum-adjusted gradients Γ (pool), or plain ones (targets)
-
-    def __str__(self) -> str:
-        return f"{self.stage}/{part_name(self.part)}"
-
-
-class GradientWriter:
+class GradientWriter(FeatureWriter):
     """Computes and writes gradients with one model in memory.
 
     With one checkpoint of the warm-up, rows are its gradients. With several, rows are
@@ -60,11 +41,9 @@ class GradientWriter:
         execution: ExecutionSettings,
         max_tokens: int,
     ) -> None:
-        self._workspace = workspace
         self._momentum = gradients.momentum
-        self._computing = threading.Lock()
         tokenizer = models.load_tokenizer(model)
-        self._encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
+        super().__init__(workspace, ChatEncoder(tokenizer, max_tokens=max_tokens))
         self._model = checkpoints.load_model(workspace, model, execution.attention)
         self._weights = checkpoints.weights(workspace)
         self._held = [checkpoints.read(workspace, i + 1) for i in range(len(self._weights))]
@@ -73,9 +52,7 @@ class GradientWriter:
             self._projection(gradients, seed),
             self._put(self._held[-1]),
             pad_id=tokenizer.pad_token_id or 0,
-            token_budget=(
-                "auto" if execution.token_budget == "auto" else models.token_budget(execution)
-            ),
+            token_budget=token_budget(execution),
             lora_layers=gradients.lora_layers,
             checkpointing=execution.gradient_checkpointing,
             compiled=execution.compile,
@@ -100,42 +77,6 @@ class GradientWriter:
         """What tells checkpoints' parameters apart, so that each is projected by itself."""
         return f"checkpoint-{number + 1}/" if len(self._weights) > 1 else ""
 
-    def write(self, one: GradientPart) -> dict[str, Any]:
-        """Write the gradients of one part; returns its receipt.
-
-        May be called by several threads: one computes, the others read and write meanwhile.
-
-        Raises:
-            SettingError: unprojected gradients of the part are more than memory should hold.
-            InputError: more examples have no usable gradient than is put up with in the whole
-                set; the part is written all the same.
-        """
-        rows, encoded = self._read(one)
-        self._require_room(len(rows))
-        with self._computing:
-            began = time.monotonic()
-            result = self._compute(encoded, adjust=one.adjust)
-            seconds = time.monotonic() - began
-        invalid = [
-            {"id": rows[i]["id"], "reason": why} for i, why in sorted(result.invalid.items())
-        ]
-        facts = {
-            "rows": len(rows),
-            "tokens": sum(len(example.input_ids) for example in encoded),
-            "invalid": invalid,
-            "seconds": round(seconds, 3),
-            "host": socket.gethostname(),
-            "device": self._model.device.type,
-        }
-        files = gradient_files(one.part, result.projected)
-        receipt = self._workspace.commit_once(one.stage, part_name(one.part), files, facts)
-        refuse_invalid(one.stage, invalid, ExampleSet(self._workspace, one.examples).rows)
-        return receipt
-
-    def _read(self, one: GradientPart) -> tuple[list[dict[str, Any]], list[Encoded]]:
-        rows = ExampleSet(self._workspace, one.examples).read(one.part, ["id", "messages"])
-        return rows, [self._encoder.encode(row["messages"]) for row in rows]
-
     def _require_room(self, rows: int) -> None:
         row_bytes = 4 * self._computer.dimensions
         if rows * row_bytes > _MAX_PART_BYTES:
@@ -145,28 +86,18 @@ class GradientWriter:
                 f"most {max(1, _MAX_PART_BYTES // row_bytes)}, or projection to sparse"
             )
 
-    def _compute(self, encoded: Sequence[Encoded], *, adjust: bool) -> GradientRows:
+    def _compute(self, part: FeaturePart, examples: Sequence[Encoded]) -> FeatureRows:
+        self._require_room(len(examples))
+        adjust = part.examples == POOL  # Γ; a target's gradients are plain
         if len(self._held) == 1:
-            return self._computer.compute(encoded, adjust=adjust)
-        total = np.zeros((len(encoded), self._computer.dimensions), dtype=np.float32)
+            result = self._computer.compute(examples, adjust=adjust)
+            return result.projected, result.invalid
+        total = np.zeros((len(examples), self._computer.dimensions), dtype=np.float32)
         invalid: dict[int, str] = {}
         for number, (weight, held) in enumerate(zip(self._weights, self._held, strict=True)):
             self._computer.use(self._put(held), self._prefix(number))
-            result = self._computer.compute(encoded, adjust=adjust)
+            result = self._computer.compute(examples, adjust=adjust)
             total += np.float32(np.sqrt(weight)) * normalize(result.projected)
             invalid |= result.invalid
         total[list(invalid)] = 0
-        return GradientRows(projected=total, losses=result.losses, invalid=invalid)
-
-
-def refuse_invalid(stage: str, invalid: Sequence[Mapping[str, str]], rows: int) -> None:
-    """Refuse to go on if more than 1 % of the `rows` of a stage are known to be invalid.
-
-    Raises:
-        InputError: they are; says how many, and names the first.
-    """
-    if len(invalid) > MAX_INVALID * rows:
-        raise InputError(
-            f"{stage}: {len(invalid)} of {rows} examples have no usable gradient, more than "
-            f"{MAX_INVALID:.0%}; the first is {invalid[0]['id']}: {invalid[0]['reason']}"
-        )
+        return total, invalid

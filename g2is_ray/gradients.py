@@ -13,7 +13,6 @@ backward pass goes no deeper than the lowest tap.
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from peft import PeftModel
 from torch.profiler import record_function
 
 from g2is_ray.adapted import checkpoint_layers, compile_layers, gradient_linears
-from g2is_ray.batches import IGNORED, Batch, TokenBudget, batch_end, by_length
+from g2is_ray.batches import IGNORED, Batch, TokenBudget, by_length, compute_batches
 from g2is_ray.chat import Encoded
 from g2is_ray.errors import SettingError
 from g2is_ray.loss import SupervisedLoss
@@ -207,46 +206,23 @@ class GradientComputer:
         rows_nd = torch.zeros(count, self._projection.dimensions, device=self._device)
         losses_n = torch.zeros(count, device=self._device)
         largest_n = torch.zeros(count, device=self._device)
-        lengths = [len(one.input_ids) for one in examples]
-        start = 0
-        while start < count:
-            stop = batch_end(lengths, start, self._budget.tokens)
-            padded_tokens = lengths[start] * (stop - start)
-            began = time.perf_counter()
+
+        def compute(start: int, stop: int) -> None:
             self._out_bd, self._largest_b = rows_nd[start:stop], largest_n[start:stop]
-            if not self._fits(examples[start:stop], losses_n[start:stop]):
-                if stop - start == 1:
-                    raise SettingError(
-                        f"an example of {lengths[start]} tokens does not fit into memory by "
-                        "itself: set max_tokens lower, or gradient_checkpointing"
-                    )
-                self._budget.halve(padded_tokens)
-                continue
-            if self._budget.searching:
-                _synchronize(self._device)
-                self._budget.watch(padded_tokens, began)
-            start = stop
+            self._batch(examples[start:stop], losses_n[start:stop])
+
+        compute_batches(
+            [len(one.input_ids) for one in examples],
+            self._budget,
+            self._device,
+            compute,
+            remedy="set max_tokens lower, or gradient_checkpointing",
+        )
         return rows_nd, losses_n, largest_n
 
-    def _fits(self, examples: Sequence[Encoded], losses_b: torch.Tensor) -> bool:
-        """Compute a batch; False, and nothing kept of it, if memory does not suffice."""
-        try:
-            self._batch(examples, losses_b)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-        else:
-            return True
-        self._held.clear()  # outside `except`, where the error still holds the batch's tensors
-        self._out_bd.zero_()
-        self._largest_b.zero_()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return False
-
     def _batch(self, examples: Sequence[Encoded], losses_b: torch.Tensor) -> None:
+        self._begin()
         batch = Batch.of(examples, self._pad_id, self._device)
-        self._uses.clear()
         with torch.enable_grad():
             self._counting = True  # in the forward pass, not when checkpointing repeats it
             hidden_nh = self._loss.hidden_states(batch)
@@ -255,6 +231,13 @@ class GradientComputer:
             losses_b.copy_(self._loss.backward(batch, hidden_nh))
         for name in list(self._held):  # one of its uses did not reach the loss
             self._finish(name, self._held.pop(name))
+
+    def _begin(self) -> None:
+        """Drop what a batch that did not fit into memory has left."""
+        self._uses.clear()
+        self._held.clear()
+        self._out_bd.zero_()
+        self._largest_b.zero_()
 
     def _refuse_unused(self) -> None:
         for name in self._names:
@@ -334,17 +317,6 @@ def _invalid(
         elif largest[i] == 0:
             found[i] = "its gradient is zero"
     return found
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in str(error) and "allocate" in str(error)
-    )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _fused(projection: Projection, device: torch.device) -> Callable[..., None] | None:

@@ -1,4 +1,4 @@
-"""The kNN gradient graph of a workspace's pool, in pieces that any worker can do.
+"""The kNN graph of a workspace's pool, in pieces that any worker can do.
 
 Base rows are searched among in groups of parts that fit into memory; a piece is a pair of
 a query part and a group, and a part's neighbors are the best of its pairs. A search is
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.graph_plan import GraphTask, read_plan
 from g2is_ray.recall import found_share, interval, sample_neighbors
 from g2is_ray.search import (
@@ -49,7 +49,7 @@ class GraphBuilder:
         assert plan is not None
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._settings = settings
-        self._gradients = GradientSet(workspace, "gradients", center=settings.center)
+        self._features = FeatureSet(workspace, settings.features, center=settings.center)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._held: tuple[int, Any] | None = None  # group, and what is searched among
 
@@ -82,8 +82,8 @@ class GraphBuilder:
         return _found(nearest), {}
 
     def _train(self, task: GraphTask) -> Pieces:
-        valid = self._gradients.valid_rows()
-        most = _TRAINING_BYTES // (4 * folded(self._gradients.dimensions))
+        valid = self._features.valid_rows()
+        most = _TRAINING_BYTES // (4 * folded(self._features.dimensions))
         count = min(len(valid), _TRAINING_ROWS * self._plan.lists, most)
         rows = np.sort(np.random.default_rng(1).choice(valid, size=count, replace=False))
         lists = Lists.train(self._folded(rows), min(self._plan.lists, count), self._device)
@@ -96,7 +96,7 @@ class GraphBuilder:
         to the row.
         """
         rows = np.array(self._plan.sample)[::2]
-        exact = sample_neighbors(self._workspace, self._stage, self._gradients.parts)[0][::2]
+        exact = sample_neighbors(self._workspace, self._stage, self._features.parts)[0][::2]
         lists = self._lists()
         order = lists.nearest(self._folded(rows), len(lists.centroids))
         rank_of_list = np.argsort(order, axis=1)  # as each row sees the lists
@@ -110,7 +110,7 @@ class GraphBuilder:
 
     def _assign(self, task: GraphTask) -> Pieces:
         probe = self._workspace.piece(self._stage, GraphTask(kind="tune").piece)["probe"]
-        return {"lists": self._lists().nearest(fold(self._gradients.read(task.part)), probe)}, {}
+        return {"lists": self._lists().nearest(fold(self._features.read(task.part)), probe)}, {}
 
     def _lists(self) -> Lists:
         return Lists(self._array(GraphTask(kind="train"), "centroids"), self._device)
@@ -118,9 +118,9 @@ class GraphBuilder:
     # ---- the search -------------------------------------------------------------
 
     def _pair(self, task: GraphTask) -> Pieces:
-        x = self._gradients.read(task.part)
-        rows = self._gradients.valid_rows([task.part])
-        valid = rows - self._gradients.first_rows[task.part]
+        x = self._features.read(task.part)
+        rows = self._features.valid_rows([task.part])
+        valid = rows - self._features.first_rows[task.part]
         nearest = Nearest(rows, self._settings.neighbors, self._device)
         if self._held is None or self._held[0] != task.group:
             self._held = None  # before the next is read
@@ -132,7 +132,7 @@ class GraphBuilder:
             base, numbers, _ = self._held[1]
             held, stop = on_device(queries, self._device), 0
             for part in self._plan.groups[task.group]:  # the same products in any groups
-                start, stop = stop, stop + len(self._gradients.valid_rows([part]))
+                start, stop = stop, stop + len(self._features.valid_rows([part]))
                 search_exactly(nearest, held, base[start:stop], numbers[start:stop])
         else:
             probes = self._array(GraphTask(kind="assign", part=task.part), "lists")[valid]
@@ -148,12 +148,12 @@ class GraphBuilder:
         self, parts: Sequence[int], *, by_list: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int32]]:
         """Valid rows of `parts`, their numbers and their lists; sorted by list if asked for."""
-        numbers = [self._gradients.valid_rows([part]) for part in parts]
+        numbers = [self._features.valid_rows([part]) for part in parts]
         lists = np.zeros(sum(map(len, numbers)), dtype=np.int32)
         if by_list:
             held = [self._array(GraphTask(kind="assign", part=p), "lists")[:, 0] for p in parts]
             own = (
-                near[rows - self._gradients.first_rows[part]]
+                near[rows - self._features.first_rows[part]]
                 for part, near, rows in zip(parts, held, numbers, strict=True)
             )
             lists = np.concatenate(list(own))
@@ -161,10 +161,10 @@ class GraphBuilder:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         kind = torch.float16 if self._device.type == "cuda" else torch.float32
-        base = torch.empty(len(order), self._gradients.dimensions, dtype=kind, device=self._device)
+        base = torch.empty(len(order), self._features.dimensions, dtype=kind, device=self._device)
         start = 0
         for part, rows in zip(parts, numbers, strict=True):
-            x = self._gradients.read(part)[rows - self._gradients.first_rows[part]]
+            x = self._features.read(part)[rows - self._features.first_rows[part]]
             to = torch.from_numpy(place[start : start + len(rows)]).to(self._device)
             base[to] = on_device(x, self._device)
             start += len(rows)
@@ -174,15 +174,15 @@ class GraphBuilder:
     def _index(self, parts: Sequence[int]) -> tuple[Any, NDArray[np.int64]]:
         """A FAISS index, as the factory string says, of all valid rows, and their numbers."""
         faiss = require_faiss()
-        index = faiss_index(self._settings.graph, self._gradients.dimensions)
-        numbers = self._gradients.valid_rows()
+        index = faiss_index(self._settings.graph, self._features.dimensions)
+        numbers = self._features.valid_rows()
         if not index.is_trained:
             count = min(len(numbers), 2**16)
             rows = np.random.default_rng(1).choice(numbers, size=count, replace=False)
             index.train(self._take(np.sort(rows)))
         for part in parts:
-            x = self._gradients.read(part)
-            valid = self._gradients.valid_rows([part]) - self._gradients.first_rows[part]
+            x = self._features.read(part)
+            valid = self._features.valid_rows([part]) - self._features.first_rows[part]
             index.add(np.ascontiguousarray(x[valid]))
         if faiss.get_num_gpus() > 0 and self._device.type == "cuda":
             index = faiss.index_cpu_to_all_gpus(index)
@@ -201,7 +201,7 @@ class GraphBuilder:
         nearest.offer_found(torch.from_numpy(rows), torch.from_numpy(found))
 
     def _merge(self, task: GraphTask) -> Pieces:
-        rows = self._gradients.part_rows[task.part]
+        rows = self._features.part_rows[task.part]
         k = self._settings.neighbors
         pairs = [
             GraphTask(kind="pair", part=task.part, group=group)
@@ -212,10 +212,10 @@ class GraphBuilder:
         for pair in pairs:
             found, cosines = (self._array(pair, kind) for kind in ("neighbors", "cosines"))
             nearest.offer_found(torch.from_numpy(found), torch.from_numpy(cosines))
-        small = np.int32 if self._gradients.rows < 2**31 else np.int64
+        small = np.int32 if self._features.rows < 2**31 else np.int64
         neighbors = np.full((rows, k), -1, dtype=small)
         similarities = np.zeros((rows, k), dtype=np.float32)
-        at = own - self._gradients.first_rows[task.part]
+        at = own - self._features.first_rows[task.part]
         neighbors[at], similarities[at] = nearest.result()
         found = neighbors >= 0
         facts = {
@@ -229,7 +229,7 @@ class GraphBuilder:
     # ---- rows ---------------------------------------------------------------------
 
     def _take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._gradients.take(rows)
+        return self._features.take(rows)
 
     def _folded(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Folded rows, read a few at a time."""

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from g2is_ray.config import GraphSettings
-from g2is_ray.features import MEAN, GradientSet
+from g2is_ray.features import MEAN, FeatureSet
 from g2is_ray.storage import array_bytes
 from g2is_ray.workspace import Workspace, part_name
 
@@ -69,7 +69,7 @@ class GraphTask:
 
 
 def make_plan(
-    gradients: GradientSet, settings: GraphSettings, memory_bytes: int, device: str
+    features: FeatureSet, settings: GraphSettings, memory_bytes: int, device: str
 ) -> GraphPlan:
     """Decide how to search.
 
@@ -77,33 +77,33 @@ def make_plan(
         memory_bytes: that a worker may take, on the device that it computes on.
         device: `cuda` or `cpu`.
     """
-    rows, dimensions = gradients.rows, gradients.dimensions
+    rows, dimensions = features.rows, features.dimensions
     search: Literal["exact", "ivf", "faiss"] = "faiss"
     if settings.graph == "auto":
         search = "exact" if rows**2 * dimensions <= _EXACT_PRODUCTS[device] else "ivf"
     elif settings.graph in ("exact", "ivf"):
         search = "exact" if settings.graph == "exact" else "ivf"
-    everything = list(range(gradients.parts))
+    everything = list(range(features.parts))
     groups = (
         [everything]
         if search == "faiss"
-        else _groups(everything, gradients.part_rows, _room(dimensions, memory_bytes, device))
+        else _groups(everything, features.part_rows, _room(dimensions, memory_bytes, device))
     )
-    sample = None if search == "exact" else _sample(gradients)
+    sample = None if search == "exact" else _sample(features)
     lists = 2 ** round(math.log2(max(4.0, 4 * math.sqrt(rows)))) if search == "ivf" else 0
     mean_rows = rows if settings.center else 0
     return GraphPlan(search=search, groups=groups, lists=lists, sample=sample, mean_rows=mean_rows)
 
 
 def extended_plan(
-    plan: GraphPlan, gradients: GradientSet, memory_bytes: int, device: str
+    plan: GraphPlan, features: FeatureSet, memory_bytes: int, device: str
 ) -> GraphPlan:
     """The plan with the parts that it lacks in groups of their own; an index takes them all."""
-    sample = None if plan.sample is None else _sample(gradients)
+    sample = None if plan.sample is None else _sample(features)
     if plan.search == "faiss":
-        return dataclasses.replace(plan, groups=[list(range(gradients.parts))], sample=sample)
-    room = _room(gradients.dimensions, memory_bytes, device)
-    more = _groups(range(plan.parts, gradients.parts), gradients.part_rows, room)
+        return dataclasses.replace(plan, groups=[list(range(features.parts))], sample=sample)
+    room = _room(features.dimensions, memory_bytes, device)
+    more = _groups(range(plan.parts, features.parts), features.part_rows, room)
     return dataclasses.replace(plan, groups=plan.groups + more, sample=sample)
 
 
@@ -125,16 +125,16 @@ def _groups(parts: Iterable[int], part_rows: Sequence[int], room: float) -> list
     return groups
 
 
-def _sample(gradients: GradientSet) -> list[int]:
+def _sample(features: FeatureSet) -> list[int]:
     """Rows, drawn at random, that the graph is compared with exact search on."""
-    valid = gradients.valid_rows()
+    valid = features.valid_rows()
     rng = np.random.default_rng(0)
     return sorted(rng.choice(valid, size=min(_SAMPLE, len(valid)), replace=False).tolist())
 
 
-def write_plan(workspace: Workspace, stage: str, plan: GraphPlan, gradients: GradientSet) -> None:
+def write_plan(workspace: Workspace, stage: str, plan: GraphPlan, features: FeatureSet) -> None:
     """Write the plan, and the mean that is subtracted from rows, if one is."""
-    mean = gradients.mean
+    mean = features.mean
     files = {} if mean is None else {MEAN: array_bytes(mean)}
     workspace.commit(stage, PLAN, files, asdict(plan))
 
@@ -143,7 +143,7 @@ def extend_plan(
     workspace: Workspace,
     stage: str,
     plan: GraphPlan,
-    gradients: GradientSet,
+    features: FeatureSet,
     memory_bytes: int,
     device: str,
 ) -> GraphPlan:
@@ -159,8 +159,8 @@ def extend_plan(
             workspace.remove(f"{stage}/{GraphTask(kind='pair', part=part).piece}.json")
     for task in merges(plan.parts):
         workspace.remove(f"{stage}/{task.piece}.json")
-    extended = extended_plan(plan, gradients, memory_bytes, device)
-    write_plan(workspace, stage, extended, gradients)
+    extended = extended_plan(plan, features, memory_bytes, device)
+    write_plan(workspace, stage, extended, features)
     return extended
 
 
@@ -173,11 +173,11 @@ def read_plan(workspace: Workspace, stage: str) -> GraphPlan | None:
 
 
 def exact_instead(
-    workspace: Workspace, stage: str, plan: GraphPlan, gradients: GradientSet
+    workspace: Workspace, stage: str, plan: GraphPlan, features: FeatureSet
 ) -> GraphPlan:
     """The plan to compare all rows after all, written."""
     exact = dataclasses.replace(plan, search="exact", lists=0)
-    write_plan(workspace, stage, exact, gradients)
+    write_plan(workspace, stage, exact, features)
     return exact
 
 

@@ -1,4 +1,4 @@
-"""Selectors by gradients: how far a step on a row goes towards the target."""
+"""Selectors by gradients or embeddings: how close a row is to the target."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ class LessRoundRobin(Selector):
 
     def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
         return round_robin(products, pool.free)
+
+
+class Rds(LessRoundRobin):
+    """Each target row in turn takes the row with the closest embedding that is left.
+
+    Source: RDS+ (arXiv 2503.01807), section 3.
+    """
+
+    reads = frozenset({"embeddings"})
 
 
 class Gist(Selector):

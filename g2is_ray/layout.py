@@ -1,10 +1,10 @@
 """Where things lie in a workspace: the names of stages that belong to a target or a graph.
 
-A target T has the example sets `targets/T/val` and `targets/T/test`, the gradients
-`targets/T/gradients`, and the variants `T` (its selection) and `T@NAME` (what that is
-compared with). A selection for several targets together is the variant `joint`, with
-`joint@NAME` beside it. A variant has `selections/VARIANT` and `tuned/VARIANT`; all scores of the
-target are in `evaluations/T`.
+A target T has the example sets `targets/T/val` and `targets/T/test`, the features
+`targets/T/gradients` and `targets/T/embeddings`, and the variants `T` (its selection) and
+`T@NAME` (what that is compared with). A selection for several targets together is the variant
+`joint`, with `joint@NAME` beside it. A variant has `selections/VARIANT` and `tuned/VARIANT`; all
+scores of the target are in `evaluations/T`.
 
 A comparison has a folder `comparisons/TOKENS` for its budget in supervised tokens, and in it, of
 each target, `T/selections/METHOD` and `T/trials`. Its numbers and its page lie beside them.
@@ -13,7 +13,9 @@ each target, `T/selections/METHOD` and `T/trials`. Its numbers and its page lie 
 from __future__ import annotations
 
 import re
+from typing import get_args
 
+from g2is_ray.config import Features
 from g2is_ray.workspace import Workspace
 
 POOL, WARMUP, GRADIENTS = "pool", "warmup", "gradients"
@@ -21,9 +23,16 @@ BASE = "base"  # name of the untuned model's scores
 JOINT = "joint"  # the selection for several targets together
 
 
-def graph_stage(center: bool) -> str:
-    """Folder of the graph over centered or over plain gradients."""
-    return "graph/centered" if center else "graph/uncentered"
+GRAPH_KINDS: list[tuple[bool, Features]] = [
+    (center, features) for features in get_args(Features) for center in (True, False)
+]
+"""Whether centered, and of which features."""
+
+
+def graph_stage(center: bool, features: Features = "gradients") -> str:
+    """Folder of the graph over gradients or embeddings, centered or as they are."""
+    prefix = "" if features == "gradients" else f"{features}-"
+    return f"graph/{prefix}centered" if center else f"graph/{prefix}uncentered"
 
 
 def comparison_stage(tokens: int, target: str) -> str:
@@ -56,8 +65,8 @@ def variants_in(workspace: Workspace, target: str) -> list[str]:
     be compared.
     """
     stages = workspace.stages()
-    joint = stages.get(f"selections/{JOINT}", {}).get("inputs", {})
-    bases = [target] + [JOINT] * (target != JOINT and f"targets/{target}/gradients" in joint)
+    joint = stages.get(f"selections/{JOINT}", {}).get("settings", {})
+    bases = [target] + [JOINT] * (target != JOINT and target in joint.get("target_weight", {}))
     names = [stage.removeprefix("selections/") for stage in stages]
     own = [
         name

@@ -5,6 +5,7 @@ paper                        the walk as published
 near=own.py:Nearest          one of your own
 loose=walk,delta=0.5         settings in place of the command's
 centered=paper,center=yes    the same for the walk as published
+other=less,features=embeddings   a selector on embeddings in place of gradients
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = ("base", "selection", "joint")  # scores have these names
-_FOR_ALL = {"center", "subtask_field"}
-_FOR_WALKS = {"center", *fields_of([WalkSettings])} - {"fraction"}
+_FOR_ALL = {"features", "center", "subtask_field"}
+_FOR_WALKS = {"features", "center", *fields_of([WalkSettings])} - {"fraction"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.graph_plan import GraphTask, read_plan
 from g2is_ray.search import Nearest
 from g2is_ray.workspace import Workspace, part_name
@@ -42,7 +42,7 @@ def interval(shares: NDArray[np.float64]) -> tuple[float, float]:
     return max(0.0, mean - spread), min(1.0, mean + spread)
 
 
-def measure_recall(workspace: Workspace, stage: str, gradients: GradientSet) -> dict[str, Any]:
+def measure_recall(workspace: Workspace, stage: str, features: FeatureSet) -> dict[str, Any]:
     """Recall@k of a merged graph, on the half of the sample that nothing was chosen by.
 
     A neighbor as close as the k-th exact one counts as found, since rows may be equal.
@@ -54,13 +54,13 @@ def measure_recall(workspace: Workspace, stage: str, gradients: GradientSet) -> 
     assert plan is not None
     if plan.sample is None:
         return {"recall": 1.0, "recall_low": 1.0, "recall_high": 1.0, "recall_rows": 0}
-    exact, cosines = (found[1::2] for found in sample_neighbors(workspace, stage, gradients.parts))
+    exact, cosines = (found[1::2] for found in sample_neighbors(workspace, stage, features.parts))
     shares = []
-    parts = np.searchsorted(gradients.first_rows, plan.sample[1::2], side="right") - 1
+    parts = np.searchsorted(features.first_rows, plan.sample[1::2], side="right") - 1
     for part in np.unique(parts):
         held = workspace.read_array(f"{stage}/{part_name(int(part))}.similarities.npy")
         which = np.flatnonzero(parts == part)
-        rows = np.array(plan.sample[1::2])[which] - gradients.first_rows[part]
+        rows = np.array(plan.sample[1::2])[which] - features.first_rows[part]
         kth = np.where(exact[which] >= 0, cosines[which], np.inf).min(axis=1, keepdims=True)
         shares.append(found_share(held[rows] >= kth - 1e-5, exact[which] >= 0))
     merged = np.concatenate(shares)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -9,7 +10,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -17,10 +18,10 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.config import WALK, is_own
+from g2is_ray.config import WALK, GraphSettings, is_own
 from g2is_ray.errors import InputError
 from g2is_ray.graph_selectors import FacilityLocation, GraphDiverse, PageRank
-from g2is_ray.influence import Gist, Less, LessRoundRobin
+from g2is_ray.influence import Gist, Less, LessRoundRobin, Rds
 from g2is_ray.lexical import Bm25, Tfidf
 from g2is_ray.selector import Choice, Pool, Reads, Selector, Target
 
@@ -46,6 +47,7 @@ _CLASSES: dict[str, type[Selector]] = {
     "graph-diverse": GraphDiverse,
     "pagerank": PageRank,
     "facility-location": FacilityLocation,
+    "rds": Rds,
     "tfidf": Tfidf,
     "bm25": Bm25,
 }
@@ -61,10 +63,27 @@ def find(name: str) -> type[Selector]:
 
 
 def reads_of(name: str) -> frozenset[Reads]:
-    """What a selector reads; a user's own, whose code is not run for this, may read anything."""
+    """What a selector reads; a user's own, whose code is not run for this, all but embeddings."""
     if is_own(name):
-        return frozenset(get_args(Reads))
+        return frozenset({"gradients", "graph", "texts", "seed"})
     return frozenset({"gradients", "graph"}) if name == WALK else _CLASSES[name].reads
+
+
+def graph_read(reads: Collection[Reads], settings: GraphSettings) -> GraphSettings:
+    """Features, and the graph of them, for a selector that reads so much, of those in force."""
+    if "embeddings" in reads:
+        return dataclasses.replace(settings, features="embeddings", center=False)
+    return settings
+
+
+def reads_features(reads: Collection[Reads]) -> bool:
+    """Whether the features of pool and target are read."""
+    return "gradients" in reads or "embeddings" in reads
+
+
+def needs_graph(reads: Collection[Reads], settings: GraphSettings) -> bool:
+    """Whether the graph is read, or the mean that is written with it."""
+    return "graph" in reads or ("gradients" in reads and settings.center)
 
 
 def source_hash(selector: type[Selector]) -> str:
@@ -89,6 +108,11 @@ def _load(name: str) -> type[Selector]:
     if unknown := sorted(found.reads - set(get_args(Reads))):
         raise InputError(
             f"selector {name}: reads may hold {', '.join(get_args(Reads))}, got {unknown[0]}"
+        )
+    if {"gradients", "embeddings"} <= found.reads:
+        raise InputError(
+            f"selector {name}: reads may hold gradients or embeddings, not both, since one kind of "
+            "features is multiplied with its directions"
         )
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))

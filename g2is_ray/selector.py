@@ -41,19 +41,21 @@ from g2is_ray.walk import Neighbors
 Choice = tuple[int, float]
 """A row of the pool, and the score it is picked for; NaN where there is none."""
 
-Reads = Literal["gradients", "graph", "texts", "seed"]
+Reads = Literal["gradients", "embeddings", "graph", "texts", "seed"]
+"""`gradients` are the features in force, which may be embeddings; `embeddings` are those whatever
+is in force, and never centered."""
 
 _FIRST_SORTED = 1024  # rows sorted at first; four times as many each time that more are asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The rows that are selected for; of a selector that reads gradients, those that have one.
+    """The rows that are selected for; of a selector that reads features, those that have one.
 
     What a selector does not read, it is not given.
     """
 
-    features: NDArray[np.float32]  # [m, d], unit gradients
+    features: NDArray[np.float32]  # [m, d], unit gradients or embeddings
     texts: Sequence[str]  # [m], all turns of the conversation
     subtasks: Sequence[str]  # [m], from a field of the row; all alike where there is none
 
@@ -90,7 +92,7 @@ class Selector(ABC):
     """What a pick is called in selection.jsonl and in the report."""
 
     def directions(self, target: Target) -> NDArray[np.floating]:
-        """Directions [k, d] that the gradients of all rows are to be multiplied with.
+        """Directions [k, d] that the features of all rows are to be multiplied with.
 
         One pass over the pool serves all selectors. The products take 4 bytes per direction and
         row of the pool.

@@ -83,10 +83,15 @@ COMMANDS = {
         (TargetSettings, GradientSettings, SeedSettings, ExecutionSettings),
         "gradients of pool and targets",
     ),
+    "embeddings": Command(
+        "jobs.embeddings:embeddings",
+        (TargetSettings, ExecutionSettings),
+        "embeddings of pool and targets, for rds and --features embeddings",
+    ),
     "graph": Command(
         "jobs.graph:graph",
         (GraphSettings, ComparisonSettings, ExecutionSettings),
-        "the kNN gradient graph",
+        "the kNN graph of gradients or embeddings",
     ),
     "select": Command(
         "jobs.selection:select_rows",

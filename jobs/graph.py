@@ -1,4 +1,4 @@
-"""The kNN graph of the pool's gradients."""
+"""The kNN graph of the pool's gradients or embeddings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from actors.cluster import share_of_cluster
 from actors.graph_worker import GraphWorker
-from g2is_ray.config import GraphSettings
-from g2is_ray.features import GradientSet
+from g2is_ray.config import GraphSettings, as_dict
+from g2is_ray.features import FeatureSet
 from g2is_ray.graph import faiss_index
 from g2is_ray.graph_plan import (
     GraphPlan,
@@ -26,10 +26,10 @@ from g2is_ray.graph_plan import (
     read_plan,
     write_plan,
 )
-from g2is_ray.layout import graph_stage
+from g2is_ray.layout import GRAPH_KINDS, graph_stage
 from g2is_ray.methods import ComparisonSettings, Method, methods_of
 from g2is_ray.recall import measure_recall
-from g2is_ray.registry import reads_of
+from g2is_ray.registry import graph_read, needs_graph, reads_of
 from g2is_ray.search import check_neighbors, require_faiss
 from jobs.parts import finish_parts
 from jobs.session import Session
@@ -40,61 +40,66 @@ _WORTHWHILE = 0.5  # share of all lists; probing more takes longer than comparin
 
 
 def graph_settings(session: Session, target: str = "") -> GraphSettings:
-    """Graph settings in force, as the target's selection or the graph was made with."""
+    """Graph settings in force, as the target's selection or a graph was made with."""
+    graphs = [graph_stage(*kind) for kind in GRAPH_KINDS]
+    begun = [stage for stage in graphs if stage in session.workspace.stages()]
     stages = [f"selections/{target}"] if target else []
-    return session.settings(GraphSettings, *stages, graph_stage(True), graph_stage(False))
+    return session.settings(GraphSettings, *stages, *begun[:1])
 
 
 def graph(session: Session) -> None:
-    """Write the graph; and the other one, if a baseline reads it or if it was outgrown."""
+    """Write the graph; and others, if a baseline reads them or if they were outgrown."""
     settings = graph_settings(session)
-    _write(session, settings)
-    other = dataclasses.replace(settings, center=not settings.center)
-    baselines = session.settings(ComparisonSettings, "pool").baselines
-    wanted = any(_reads(method, other) for method in methods_of("baselines", baselines))
-    if wanted or session.workspace.outgrown(graph_stage(other.center)):
-        _write(session, other)
+    baselines = methods_of("baselines", session.settings(ComparisonSettings, "pool").baselines)
+    others = [one for method in baselines if (one := _read_by(method, settings))]
+    others += [
+        dataclasses.replace(settings, center=center, features=features)
+        for center, features in GRAPH_KINDS
+        if session.workspace.outgrown(graph_stage(center, features))
+    ]
+    for one in dict.fromkeys([settings, *others]):
+        _write(session, one)
 
 
-def _reads(method: Method, settings: GraphSettings) -> bool:
-    """Whether a method reads the graph of such settings, or the mean that it is centered on."""
+def _read_by(method: Method, settings: GraphSettings) -> GraphSettings | None:
+    """The graph that a method reads, or whose mean it subtracts, if any."""
     reads = reads_of(method.selector)
-    return method.applied(settings) == settings and (
-        "graph" in reads or ("gradients" in reads and settings.center)
-    )
+    own = graph_read(reads, method.applied(settings))
+    return own if needs_graph(reads, own) else None
 
 
 def _write(session: Session, settings: GraphSettings) -> None:
-    workspace = session.workspace
-    pool = workspace.require_current("gradients", "gradients")
+    workspace, kind = session.workspace, settings.features
+    pool = workspace.require_current(kind, kind)
     require_faiss()
     check_neighbors(settings.neighbors, pool["rows"])
-    stage = graph_stage(settings.center)
+    stage = graph_stage(settings.center, kind)
     plan = read_plan(workspace, stage)
     mean_rows = plan.mean_rows if plan else pool["rows"] if settings.center else 0
-    facts = {"mean_rows": mean_rows}  # a graph of another mean is another graph
-    session.begin(stage, settings, inputs=["gradients"], facts=facts, grown="extend")
-    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    decides = as_dict(settings) | {"mean_rows": mean_rows}  # another mean makes another graph
+    del decides["features"]  # the stage's name and its input say them
+    session.begin(stage, inputs=[kind], facts=decides, remember=as_dict(settings), grown="extend")
+    features = FeatureSet(workspace, kind, center=settings.center)
     if plan is None:
-        plan = _plan(session, stage, settings, gradients)
-    elif plan.parts < gradients.parts:
-        plan = _extend(session, stage, plan, gradients)
-    last = merges(gradients.parts)
+        plan = _plan(session, stage, settings, features)
+    elif plan.parts < features.parts:
+        plan = _extend(session, stage, plan, features)
+    last = merges(features.parts)
     if all(workspace.receipt(stage, task.piece) for task in last):
         receipts = _do(session, stage, settings, last)
     else:
-        plan = _prepare(session, stage, settings, plan, gradients)
-        for tasks in comparison(plan, gradients.parts):
+        plan = _prepare(session, stage, settings, plan, features)
+        for tasks in comparison(plan, features.parts):
             receipts = _do(session, stage, settings, tasks)
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
-        "rows": gradients.rows,
-        "parts": gradients.parts,
+        "rows": features.rows,
+        "parts": features.parts,
         "search": plan.search,
         "edges": edges,
         "mean_similarity": sum(r["similarity_sum"] for r in receipts) / max(1, edges),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
-        **measure_recall(workspace, stage, gradients),
+        **measure_recall(workspace, stage, features),
     }
     workspace.conclude(stage, facts)
     log.info(
@@ -111,22 +116,20 @@ def _write(session: Session, settings: GraphSettings) -> None:
         )
 
 
-def _plan(
-    session: Session, stage: str, settings: GraphSettings, gradients: GradientSet
-) -> GraphPlan:
+def _plan(session: Session, stage: str, settings: GraphSettings, features: FeatureSet) -> GraphPlan:
     if settings.graph not in ("auto", "exact", "ivf"):
-        faiss_index(settings.graph, gradients.dimensions)  # refused before any work is done
-    plan = make_plan(gradients, settings, session.execution.memory_bytes, _device(session))
-    write_plan(session.workspace, stage, plan, gradients)
+        faiss_index(settings.graph, features.dimensions)  # refused before any work is done
+    plan = make_plan(features, settings, session.execution.memory_bytes, _device(session))
+    write_plan(session.workspace, stage, plan, features)
     log.info("%s: %s search in %d groups of parts", stage, plan.search, len(plan.groups))
     return plan
 
 
-def _extend(session: Session, stage: str, plan: GraphPlan, gradients: GradientSet) -> GraphPlan:
-    log.info("%s: %d parts more", stage, gradients.parts - plan.parts)
-    if gradients.mean is not None:
-        now = gradients.pool_mean()
-        moved = np.linalg.norm(now - gradients.mean) / np.linalg.norm(now)
+def _extend(session: Session, stage: str, plan: GraphPlan, features: FeatureSet) -> GraphPlan:
+    log.info("%s: %d parts more", stage, features.parts - plan.parts)
+    if features.mean is not None:
+        now = features.pool_mean()
+        moved = np.linalg.norm(now - features.mean) / np.linalg.norm(now)
         log.info(
             "%s: stays centered on the mean of its first %d rows; the pool's is %.1f %% off by now",
             stage,
@@ -137,24 +140,24 @@ def _extend(session: Session, stage: str, plan: GraphPlan, gradients: GradientSe
         session.workspace,
         stage,
         plan,
-        gradients,
+        features,
         session.execution.memory_bytes,
         _device(session),
     )
 
 
 def _prepare(
-    session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, gradients: GradientSet
+    session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, features: FeatureSet
 ) -> GraphPlan:
     """Find out how many lists must be probed; with `auto`, give lists up if it is too many."""
-    for tasks in preparation(plan, gradients.parts):
+    for tasks in preparation(plan, features.parts):
         receipts = _do(session, stage, settings, tasks)
     if plan.search == "ivf":
         (tuned,) = receipts
         log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
         if settings.graph == "auto" and tuned["probe"] > _WORTHWHILE * tuned["lists"]:
             log.info("%s: that is too many to gain by, so all rows are compared", stage)
-            return exact_instead(session.workspace, stage, plan, gradients)
+            return exact_instead(session.workspace, stage, plan, features)
     return plan
 
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 from g2is_ray.search import check_neighbors, require_faiss
+from jobs.embeddings import embeddings
 from jobs.evaluate import evaluate
 from jobs.gradients import gradients
 from jobs.graph import graph, graph_settings
 from jobs.ingest import ingest
 from jobs.report import report
 from jobs.selection import check_budget, select_rows
-from jobs.selection_tasks import check_selectors, selection_names
+from jobs.selection_tasks import check_selectors, features_read, selection_names
 from jobs.session import Session
 from jobs.tune import tune
 from jobs.warmup import check_folders, warm_up
 
-STAGES = (ingest, warm_up, gradients, graph, select_rows, tune, evaluate, report)
-"""In the order of work. Each does nothing when its work is done."""
+
+def stages(session: Session) -> Iterator[Callable[[Session], None]]:
+    """In the order of work. Each does nothing when its work is done.
+
+    Features that no selection, no baseline and no graph reads are left out.
+    """
+    yield ingest
+    read = features_read(session)
+    if "gradients" in read:
+        yield from (warm_up, gradients)
+    if "embeddings" in read:
+        yield embeddings
+    yield from (graph, select_rows, tune, evaluate, report)
 
 
 def run(session: Session) -> None:
@@ -26,7 +39,7 @@ def run(session: Session) -> None:
     require_faiss()
     check_folders(session)
     check_selectors(session)
-    for stage in STAGES:
+    for stage in stages(session):
         began = time.monotonic()
         stage(session)
         seconds = round(time.monotonic() - began, 3)

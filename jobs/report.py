@@ -46,7 +46,7 @@ def report(session: Session) -> None:
     groups = [row["group"] for row in ExampleSet(workspace, "pool").read_all(["group"])]
     run = run_view(workspace, Counter(groups))
     targets = [target_view(workspace, name, groups) for name in names]
-    points = pool_map(workspace, targets, groups, center=graph_settings(session).center)
+    points = pool_map(workspace, targets, groups, graph_settings(session))
     for main in dict.fromkeys(mains[name][0] for name in names):
         own = [target for target in targets if mains[target.name] == [main]]
         page = render(run, own, points).encode()

@@ -14,18 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.budget import Budget, row_budget, token_budget
-from g2is_ray.config import SelectorSettings, WalkSettings, as_dict
+from g2is_ray.config import GraphSettings, SelectorSettings, WalkSettings, as_dict
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
-from g2is_ray.layout import GRADIENTS, POOL, graph_stage
+from g2is_ray.layout import POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings
+from g2is_ray.registry import reads_features
 from g2is_ray.rows import MappedParts, map_neighbors, map_similarities
 from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
-from g2is_ray.selector import Pool, Selector, Target
+from g2is_ray.selector import Pool, Reads, Selector, Target
 from g2is_ray.walk import Pick, align
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from jobs.graph import graph_settings
 from jobs.selection_tasks import Task, selection_names, tasks_of
 from jobs.session import Session
 
@@ -48,17 +50,18 @@ def select_rows(session: Session) -> None:
 def make_selections(session: Session, tasks: Sequence[Task]) -> None:
     """Write the stages of the tasks that are not done; those that others follow come first."""
     left = [task for task in tasks if _begin(session, task)]
-    for center in (True, False):
-        own = [task for task in left if task.graph.center == center]
-        if own:
-            _select_all(_Source(session.workspace, center), own)
+    for graph in dict.fromkeys(task.source for task in left):
+        own = [task for task in left if task.source == graph]
+        _select_all(_Source(session.workspace, graph), own)
 
 
 def check_budget(session: Session, name: str) -> None:
     """Refuse a budget that would be refused after the hours that gradients take."""
     stage = f"selections/{name}"
     walk, chosen = session.settings(WalkSettings, stage), session.settings(SelectorSettings, stage)
-    _Source(session.workspace, True).budget(walk.fraction, chosen.budget_tokens)
+    _Source(session.workspace, graph_settings(session, name)).budget(
+        walk.fraction, chosen.budget_tokens
+    )
 
 
 def _begin(session: Session, task: Task) -> bool:
@@ -84,21 +87,25 @@ def _begin(session: Session, task: Task) -> bool:
 class _Source:
     """The pool as selections read it: each thing once, and only when it is asked for."""
 
-    def __init__(self, workspace: Workspace, center: bool) -> None:
-        self.workspace, self._center = workspace, center
+    def __init__(self, workspace: Workspace, graph: GraphSettings) -> None:
+        self.workspace, self._center, self.features = workspace, graph.center, graph.features
+        self._graph = graph_stage(graph.center, graph.features)
         self.examples = ExampleSet(workspace, POOL)
 
     @cached_property
-    def x(self) -> GradientSet:
-        return GradientSet(self.workspace, GRADIENTS, center=self._center)
+    def x(self) -> FeatureSet:
+        return FeatureSet(self.workspace, self.features, center=self._center)
+
+    def of_target(self, name: str) -> NDArray[np.float32]:
+        return FeatureSet(self.workspace, f"targets/{name}/{self.features}").read_all()
 
     @cached_property
     def neighbors(self) -> MappedParts:
-        return map_neighbors(self.workspace, graph_stage(self._center))
+        return map_neighbors(self.workspace, self._graph)
 
     @cached_property
     def similarities(self) -> MappedParts:
-        return map_similarities(self.workspace, graph_stage(self._center))
+        return map_similarities(self.workspace, self._graph)
 
     @cached_property
     def supervised_tokens(self) -> NDArray[np.int64]:
@@ -165,7 +172,7 @@ class _ByWalk:
         self.directions: Directions = [self._known.directions]
 
     def _knowledge(self, target: str) -> CoreKnowledge:
-        own = GradientSet(self._source.workspace, f"targets/{target}/gradients").read_all()
+        own = self._source.of_target(target)
         return knowledge_of(own, self._source.x.dimensions, self._task.walk)
 
     def select(
@@ -197,12 +204,12 @@ class _BySelector:
     def __init__(self, source: _Source, task: Task, selector: type[Selector]) -> None:
         self._source, self._task, self._selector = source, task, selector()
         self._targets = [
-            _target(source.workspace, name, selector.reads, task.chosen.subtask_field)
+            _target(source, name, selector.reads, task.chosen.subtask_field)
             for name in task.target_weights
         ]
         self.directions: Directions = (
             [self._selector.directions(target) for target in self._targets]
-            if task.reads_gradients
+            if reads_features(task.reads)
             else []
         )
 
@@ -236,18 +243,18 @@ class _BySelector:
         return picks, counts | {"components": 0, "per_component": []}
 
 
-def _target(workspace: Workspace, name: str, reads: Collection[str], field: str) -> Target:
+def _target(source: _Source, name: str, reads: Collection[Reads], field: str) -> Target:
     """What a selector that reads so much is given of a target; subtasks are in the field."""
-    if not {"gradients", "texts"} & set(reads):
+    if not ("texts" in reads or reads_features(reads)):
         return Target(features=np.empty((0, 0), dtype=np.float32), texts=[], subtasks=[])
-    examples = ExampleSet(workspace, f"targets/{name}/val")
+    examples = ExampleSet(source.workspace, f"targets/{name}/val")
     rows = list(examples.read_all(["messages", "record"]))
     features = np.empty((len(rows), 0), dtype=np.float32)
-    if "gradients" in reads:
-        features = GradientSet(workspace, f"targets/{name}/gradients").read_all()
+    if reads_features(reads):
+        features = source.of_target(name)
         usable = np.flatnonzero(features.any(axis=1))
         if not len(usable):
-            raise InputError(f"no row of the target {name} has a usable gradient")
+            raise InputError(f"no row of the target {name} has usable {source.features}")
         features, rows = features[usable], [rows[place] for place in usable]
     return Target(
         features=features,

@@ -9,6 +9,7 @@ from typing import Any
 
 from g2is_ray.config import (
     WALK,
+    Features,
     GraphSettings,
     JointSettings,
     SeedSettings,
@@ -18,10 +19,10 @@ from g2is_ray.config import (
     is_own,
 )
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import GRADIENTS, JOINT, POOL, graph_stage
+from g2is_ray.layout import JOINT, POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings, Method, methods_of, parse_method, short_name
-from g2is_ray.registry import find, source_hash
-from g2is_ray.selector import Selector
+from g2is_ray.registry import find, graph_read, needs_graph, reads_features, source_hash
+from g2is_ray.selector import Reads, Selector
 from jobs.graph import graph_settings
 from jobs.session import Session
 
@@ -45,20 +46,26 @@ class Task:
         return self.name not in self.target_weights
 
     @property
-    def reads_gradients(self) -> bool:
-        return self.selector is None or "gradients" in self.selector.reads
+    def reads(self) -> frozenset[Reads]:
+        return frozenset({"gradients", "graph"}) if self.selector is None else self.selector.reads
+
+    @property
+    def source(self) -> GraphSettings:
+        """Features, and the graph of them, that are read if any are."""
+        return graph_read(self.reads, self.graph)
 
     def inputs(self) -> dict[str, str]:
         """Stages that decide the selection, each with the command that makes it."""
-        reads = {"gradients", "graph"} if self.selector is None else self.selector.reads
+        reads, kind = self.reads, self.source.features
         found: dict[str, str] = {}
-        if "graph" in reads or ("gradients" in reads and self.graph.center):  # the graph's mean
-            command = "graph" if self.graph.center else "graph --no-center"
-            found[graph_stage(self.graph.center)] = command
-        if "gradients" in reads:
-            found[GRADIENTS] = "gradients"
-            found |= {f"targets/{name}/gradients": "gradients" for name in self.target_weights}
-        if "texts" in reads or "gradients" not in reads:
+        if needs_graph(reads, self.source):
+            command = "graph" if kind == "gradients" else f"graph --features {kind}"
+            command += "" if self.source.center else " --no-center"
+            found[graph_stage(self.source.center, kind)] = command
+        if reads_features(reads):
+            found[kind] = kind
+            found |= {f"targets/{name}/{kind}": kind for name in self.target_weights}
+        if "texts" in reads or not reads_features(reads):
             found[POOL] = "ingest"
         if "texts" in reads:
             found |= {f"targets/{name}/val": "ingest" for name in self.target_weights}
@@ -82,8 +89,8 @@ class Task:
     def _decides_selector(self, selector: type[Selector]) -> dict[str, Any]:
         facts: dict[str, Any] = {"selector": short_name(self.chosen.selector)}
         if "gradients" in selector.reads:
-            facts["center"] = self.graph.center
-        if selector.reads & {"gradients", "texts"}:
+            facts["features"], facts["center"] = self.graph.features, self.graph.center
+        if "texts" in selector.reads or reads_features(selector.reads):
             facts["subtask_field"] = self.chosen.subtask_field
         if "seed" in selector.reads:
             facts["seed"] = self.seed.seed
@@ -121,6 +128,13 @@ def tasks_of(session: Session, name: str) -> Iterator[Task]:
             continue  # it would be compared with itself
         follows = "" if method.selector == WALK else main  # a walk may end before its budget
         yield task_of(session, name, method, stage=f"{main}@{method.name}", follows=follows)
+
+
+def features_read(session: Session) -> set[Features]:
+    """Features that the graph is of, and that selections read."""
+    tasks = [task for name in selection_names(session) for task in tasks_of(session, name)]
+    read = {task.source.features for task in tasks if reads_features(task.reads)}
+    return {graph_settings(session).features} | read
 
 
 def task_of(session: Session, name: str, method: Method, *, stage: str, follows: str = "") -> Task:

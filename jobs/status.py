@@ -22,6 +22,7 @@ def _in_order(workspace: Workspace) -> list[str]:
     targets = targets_in(workspace)
     stages = ["pool", *(s for s in begun if s.endswith(("/val", "/test"))), "warmup", "gradients"]
     stages += [f"targets/{name}/gradients" for name in targets]
+    stages += [s for s in begun if s.endswith("embeddings")]
     stages += [s for s in begun if s.startswith("graph/")] or ["graph"]
     variants = dict.fromkeys(v for name in targets for v in variants_in(workspace, name) or [name])
     for folder in ("selections", "tuned"):
@@ -47,10 +48,10 @@ def _line(workspace: Workspace, stage: str) -> tuple[str, str, str]:
 
 def _total(workspace: Workspace, stage: str) -> str:
     """Parts of an unfinished stage, if they can be known yet."""
-    if stage == "gradients" or stage.startswith("graph"):
+    if stage in ("gradients", "embeddings") or stage.startswith("graph"):
         source = "pool"
-    elif stage.endswith("/gradients"):
-        source = stage.removesuffix("gradients") + "val"
+    elif stage.endswith(("/gradients", "/embeddings")):
+        source = stage.rpartition("/")[0] + "/val"
     else:
         return "?" if stage == "pool" or stage.startswith("targets/") else "1"
     if not workspace.exists(f"{source}/{STAGE_RECEIPT}.json"):

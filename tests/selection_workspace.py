@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g2is_ray.examples import SCHEMA
-from g2is_ray.features import GradientSet, gradient_files
-from g2is_ray.layout import graph_stage
+from g2is_ray.features import FeatureSet, feature_files
+from g2is_ray.layout import GRAPH_KINDS, graph_stage
 from g2is_ray.search import knn_graph
 from g2is_ray.storage import array_bytes
 from g2is_ray.workspace import Workspace, part_name
@@ -20,7 +20,7 @@ TARGETS = ("code", "law", "math")
 
 
 def clustered(rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Gradients [n, d] around eight centers and a common direction; the same centers always."""
+    """Features [n, d] around eight centers and a common direction; the same centers always."""
     centers = np.random.default_rng(7).standard_normal((9, DIMENSIONS))
     own = centers[rng.integers(0, 8, rows)] + rng.standard_normal((rows, DIMENSIONS)) + centers[8]
     return own.astype(np.float32)
@@ -45,11 +45,11 @@ def write_rows(held: Workspace, stage: str, part: int, rows: list[dict]) -> None
     held.write_bytes(f"{stage}/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
 
 
-def write_gradients(held: Workspace, stage: str, x: np.ndarray) -> None:
+def write_features(held: Workspace, stage: str, x: np.ndarray) -> None:
     held.begin(stage, {})
     parts = [x[first : first + PART_ROWS] for first in range(0, len(x), PART_ROWS)]
     for part, own in enumerate(parts):
-        held.commit(stage, part_name(part), gradient_files(part, own), {"rows": len(own)})
+        held.commit(stage, part_name(part), feature_files(part, own), {"rows": len(own)})
     invalid = int((~x.any(axis=1)).sum())
     held.conclude(stage, {"rows": len(x), "parts": len(parts), "invalid": invalid})
 
@@ -68,18 +68,22 @@ def make_workspace(folder: Path) -> Workspace:
         ]
         write_rows(held, "pool", part, rows)
     held.conclude("pool", {"rows": ROWS, "parts": PARTS, "part_rows": PART_ROWS})
-    write_gradients(held, "gradients", x)
+    write_features(held, "gradients", x)
+    write_features(held, "embeddings", x[:, :8] + 1 * x.any(axis=1, keepdims=True))
     for target in TARGETS:
         val = f"targets/{target}/val"
         held.begin(val, {})
         tasks = [{"record": json.dumps({"subtask": row % 3})} for row in range(TARGET_ROWS)]
         write_rows(held, val, 0, [row | conversation(rng) for row in tasks])
         held.conclude(val, {"rows": TARGET_ROWS, "parts": 1, "part_rows": PART_ROWS})
-        write_gradients(held, f"targets/{target}/gradients", clustered(TARGET_ROWS, rng))
-    for center in (True, False):
-        stage = graph_stage(center)
-        held.begin(stage, {}, ["gradients"], arguments={"neighbors": 6, "center": center})
-        graph = graph_of(GradientSet(held, "gradients", center=center).read_all(), 6)
+        own = clustered(TARGET_ROWS, rng)
+        write_features(held, f"targets/{target}/gradients", own)
+        write_features(held, f"targets/{target}/embeddings", own[:, :8] + 1)
+    for center, features in GRAPH_KINDS:
+        stage = graph_stage(center, features)
+        known = {"neighbors": 6, "center": center, "features": features}
+        held.begin(stage, {}, [features], arguments=known)
+        graph = graph_of(FeatureSet(held, features, center=center).read_all(), 6)
         for kind, found in graph.items():
             for part, own in enumerate(np.split(found, PARTS)):
                 held.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))

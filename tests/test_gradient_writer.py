@@ -21,8 +21,9 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.examples import write_examples
-from g2is_ray.features import GradientSet
-from g2is_ray.gradient_writer import GradientPart, GradientWriter
+from g2is_ray.feature_writer import FeaturePart
+from g2is_ray.features import FeatureSet
+from g2is_ray.gradient_writer import GradientWriter
 from g2is_ray.workspace import Workspace
 
 ROWS, RATES = 12, [3e-4, 1e-4]
@@ -71,12 +72,12 @@ def writer(workspace, tiny_model, **gradients):
 
 
 def parts(stage="gradients"):
-    return [GradientPart(examples="pool", stage=stage, part=i, adjust=True) for i in (0, 1)]
+    return [FeaturePart(examples="pool", stage=stage, part=i) for i in (0, 1)]
 
 
 def rows_of(workspace, stage):
     workspace.conclude(stage, {"rows": ROWS, "parts": 2, "invalid": 0})
-    return GradientSet(workspace, stage).read_all()
+    return FeatureSet(workspace, stage).read_all()
 
 
 def files_of(workspace, stage):

@@ -11,7 +11,7 @@ from g2is_ray import graph_plan
 from g2is_ray.arrays import mean_of_valid, normalize
 from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.features import FeatureSet, feature_files
 from g2is_ray.graph import GraphBuilder, faiss_index
 from g2is_ray.graph_plan import GraphTask, extend_plan, make_plan, read_plan, steps, write_plan
 from g2is_ray.recall import measure_recall
@@ -92,7 +92,7 @@ def workspace(tmp_path):
     """A workspace with the gradients of `RAW` in three parts."""
     made = Workspace(str(tmp_path))
     for part, rows in enumerate(PARTS):
-        made.commit("gradients", f"part-{part:05d}", gradient_files(part, RAW[rows]), {})
+        made.commit("gradients", f"part-{part:05d}", feature_files(part, RAW[rows]), {})
     made.commit("gradients", "receipt", {}, {"rows": 50, "parts": 3, "invalid": 2})
     return made
 
@@ -100,7 +100,7 @@ def workspace(tmp_path):
 @pytest.mark.parametrize("center", [False, True])
 def test_gradients_are_read_as_the_unit_rows_they_were(center, workspace):
     wanted = normalize(RAW, mean_of_valid(RAW) if center else None)
-    found = GradientSet(workspace, "gradients", center=center)
+    found = FeatureSet(workspace, "gradients", center=center)
     assert (found.rows, found.parts) == (50, 3)
     np.testing.assert_allclose(found.read_all(), wanted, atol=2e-3)  # stored as float16
     assert not found.read_all()[[4, 20]].any()
@@ -113,7 +113,7 @@ def whole_graph(workspace, stage):
 def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers=1, **settings):
     """Every piece of a graph, by one builder or by several in turns."""
     settings = GraphSettings(**{"neighbors": 6, **settings})
-    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    gradients = FeatureSet(workspace, "gradients", center=settings.center)
     plan = make_plan(gradients, settings, memory_bytes, "cpu")
     write_plan(workspace, stage, plan, gradients)
     return finish(workspace, stage, settings, plan, gradients, shuffle=shuffle, workers=workers)
@@ -140,7 +140,7 @@ def arrays(workspace, stage="graph/x"):
 @pytest.mark.parametrize("center", [False, True])
 def test_a_graph_in_parts_is_that_of_the_whole(center, workspace):
     build(workspace, center=center, shuffle=True)
-    whole = GradientSet(workspace, "gradients", center=center).read_all()
+    whole = FeatureSet(workspace, "gradients", center=center).read_all()
     np.testing.assert_array_equal(whole_graph(workspace, "graph/x"), knn_graph(whole, 6))
 
 
@@ -171,14 +171,14 @@ def test_lists_that_are_all_probed_give_the_exact_graph(workspace):
     build(workspace, "graph/ivf", graph="ivf", recall=0.999999)
     tuned = workspace.receipt("graph/ivf", "tune-00000")
     assert tuned["probe"] <= tuned["lists"]
-    found = measure_recall(workspace, "graph/ivf", GradientSet(workspace, "gradients", center=True))
+    found = measure_recall(workspace, "graph/ivf", FeatureSet(workspace, "gradients", center=True))
     assert found["recall"] > 0.95
 
 
 @pytest.mark.parametrize("graph", ["Flat", "HNSW32", "IVF4,Flat"])
 def test_faisss_own_indexes_can_be_used(graph, workspace):
     build(workspace, graph=graph)
-    gradients = GradientSet(workspace, "gradients", center=True)
+    gradients = FeatureSet(workspace, "gradients", center=True)
     near = whole_graph(workspace, "graph/x")
     assert (near != np.arange(50)[:, None]).all()
     assert (near[[4, 20]] == -1).all() and not np.isin([4, 20], near).any()
@@ -192,7 +192,7 @@ def test_an_index_that_faiss_does_not_know_is_refused():
 
 
 def test_auto_is_exact_where_that_takes_seconds(workspace, monkeypatch):
-    gradients, settings = GradientSet(workspace, "gradients"), GraphSettings(neighbors=6)
+    gradients, settings = FeatureSet(workspace, "gradients"), GraphSettings(neighbors=6)
     assert make_plan(gradients, settings, 2**30, "cpu").search == "exact"
     monkeypatch.setitem(graph_plan._EXACT_PRODUCTS, "cpu", 50 * 50 * 16 - 1)
     assert make_plan(gradients, settings, 2**30, "cpu").search == "ivf"
@@ -201,7 +201,7 @@ def test_auto_is_exact_where_that_takes_seconds(workspace, monkeypatch):
 
 def test_stored_similarities_are_the_cosines_of_the_stored_neighbors(workspace):
     build(workspace)
-    x = GradientSet(workspace, "gradients", center=True).read_all()
+    x = FeatureSet(workspace, "gradients", center=True).read_all()
     for part, rows in enumerate(PARTS):
         near = workspace.read_array(f"graph/x/part-{part:05d}.neighbors.npy")
         found = workspace.read_array(f"graph/x/part-{part:05d}.similarities.npy")
@@ -214,15 +214,15 @@ def test_stored_similarities_are_the_cosines_of_the_stored_neighbors(workspace):
 
 
 def test_centering_takes_the_common_direction_out(workspace):
-    plain = GradientSet(workspace, "gradients").read_all()
-    centered = GradientSet(workspace, "gradients", center=True).read_all()
+    plain = FeatureSet(workspace, "gradients").read_all()
+    centered = FeatureSet(workspace, "gradients", center=True).read_all()
     assert (plain @ plain.T).mean() > 0.2
     assert abs((centered @ centered.T).mean()) < 0.05
 
 
 def test_an_unfinished_graph_is_not_read(workspace):
     settings = GraphSettings(neighbors=6)
-    gradients = GradientSet(workspace, "gradients")
+    gradients = FeatureSet(workspace, "gradients")
     write_plan(workspace, "graph/x", make_plan(gradients, settings, 1, "cpu"), gradients)
     GraphBuilder(workspace, "graph/x", settings).do(GraphTask(kind="pair"))
     with pytest.raises(WorkspaceError, match="no finished graph/x yet; run `g2is graph "):
@@ -233,7 +233,7 @@ def test_a_truncated_part_is_named(workspace):
     data = workspace.read_bytes("gradients/part-00001.npy")
     workspace.write_bytes("gradients/part-00001.npy", data[:-1])
     with pytest.raises(WorkspaceError, match=r"gradients/part-00001\.npy is damaged"):
-        GradientSet(workspace, "gradients").read_all()
+        FeatureSet(workspace, "gradients").read_all()
 
 
 # Growing a pool
@@ -243,7 +243,7 @@ def grow(workspace, parts, data=RAW):
     """Have the gradients be of the first `parts` parts of `data`."""
     for part, rows in enumerate(PARTS[:parts]):
         if workspace.receipt("gradients", f"part-{part:05d}") is None:
-            workspace.commit("gradients", f"part-{part:05d}", gradient_files(part, data[rows]), {})
+            workspace.commit("gradients", f"part-{part:05d}", feature_files(part, data[rows]), {})
     rows = PARTS[parts - 1].stop
     invalid = int((~data[:rows].any(axis=1)).sum())
     workspace.conclude("gradients", {"rows": rows, "parts": parts, "invalid": invalid})
@@ -251,7 +251,7 @@ def grow(workspace, parts, data=RAW):
 
 def extend(workspace, stage, plan, room=2**30, **settings):
     settings = GraphSettings(**{"neighbors": 6, **settings})
-    gradients = GradientSet(workspace, "gradients", center=settings.center)
+    gradients = FeatureSet(workspace, "gradients", center=settings.center)
     extended = extend_plan(workspace, stage, plan, gradients, room, "cpu")
     return finish(workspace, stage, settings, extended, gradients)
 
@@ -315,14 +315,14 @@ def test_an_extension_that_was_killed_goes_on(killed_at, young, monkeypatch):
 
 def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
     plan = build(young, "graph/centered", graph="exact")
-    mean = GradientSet(young, "gradients", center=True).mean
+    mean = FeatureSet(young, "gradients", center=True).mean
     grow(young, 3)
     extend(young, "graph/centered", plan, graph="exact")
-    grown = GradientSet(young, "gradients", center=True)
+    grown = FeatureSet(young, "gradients", center=True)
     np.testing.assert_array_equal(grown.mean, mean)
     assert (plan.mean_rows, grown.rows) == (18, 50)
     young.remove("graph/centered")
-    rebuilt = GradientSet(young, "gradients", center=True)
+    rebuilt = FeatureSet(young, "gradients", center=True)
     np.testing.assert_array_equal(rebuilt.mean, rebuilt.pool_mean())
     assert not np.array_equal(rebuilt.mean, mean)
 
@@ -334,7 +334,7 @@ def test_lists_stay_and_recall_is_measured_of_the_grown_graph(young):
     extended = extend(young, "graph/x", plan, graph="ivf", recall=0.999999, center=False)
     assert young.read_bytes("graph/x/train-00000.centroids.npy") == trained
     assert max(plan.sample) < 18 <= max(extended.sample)
-    found = measure_recall(young, "graph/x", GradientSet(young, "gradients"))
+    found = measure_recall(young, "graph/x", FeatureSet(young, "gradients"))
     assert found["recall"] > 0.9
     near = whole_graph(young, "graph/x")
     assert near.shape == (50, 6)

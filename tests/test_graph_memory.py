@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from g2is_ray.features import gradient_files
+from g2is_ray.features import feature_files
 from g2is_ray.workspace import Workspace
 
 BUDGET = 2**27
@@ -16,7 +16,7 @@ PART_ROWS, DIMENSIONS = 64, 32768  # few and long rows, so that products take se
 BUILD = """
 import sys
 from g2is_ray.config import GraphSettings
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.graph import GraphBuilder
 from g2is_ray.graph_plan import make_plan, steps, write_plan
 from g2is_ray.search import require_faiss
@@ -29,7 +29,7 @@ def resident():
 require_faiss()
 idle = resident()
 workspace, settings = Workspace(sys.argv[1]), GraphSettings(neighbors=8, graph="exact")
-gradients = GradientSet(workspace, "gradients", center=True)
+gradients = FeatureSet(workspace, "gradients", center=True)
 plan = make_plan(gradients, settings, int(sys.argv[2]), "cpu")
 write_plan(workspace, "graph/centered", plan, gradients)
 builder = GraphBuilder(workspace, "graph/centered", settings)
@@ -46,7 +46,7 @@ def groups_and_bytes(folder, rows):
     rng = np.random.default_rng(0)
     for part in range(rows // PART_ROWS):
         x = rng.standard_normal((PART_ROWS, DIMENSIONS), dtype=np.float32)
-        workspace.commit("gradients", f"part-{part:05d}", gradient_files(part, x), {})
+        workspace.commit("gradients", f"part-{part:05d}", feature_files(part, x), {})
     facts = {"rows": rows, "parts": rows // PART_ROWS, "invalid": 0}
     workspace.conclude("gradients", facts)
     command = [sys.executable, "-c", BUILD, str(folder), str(BUDGET)]

@@ -15,7 +15,7 @@ from g2is_ray.errors import (
     StorageError,
     WorkspaceError,
 )
-from g2is_ray.features import GradientSet, gradient_files
+from g2is_ray.features import FeatureSet, feature_files
 from g2is_ray.reading import read_examples
 from g2is_ray.sources import describe, expand
 from g2is_ray.workspace import Workspace, part_name
@@ -73,7 +73,7 @@ def test_the_mark_of_an_empty_folder_is_no_file(s3, workspace):
 def stage(workspace):
     """A finished stage of one part."""
     x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
-    workspace.commit("gradients", part_name(0), gradient_files(0, x), {"rows": 5})
+    workspace.commit("gradients", part_name(0), feature_files(0, x), {"rows": 5})
     workspace.conclude("gradients", {"parts": 1, "rows": 5, "invalid": 0})
     return workspace
 
@@ -100,7 +100,7 @@ def test_a_workspace_copied_elsewhere_is_as_done_as_before(s3, stage, tmp_path):
 
 def test_dimensions_are_known_without_copying_the_pool(s3, stage):
     s3.requests.clear()
-    assert GradientSet(stage, "gradients").dimensions == 8
+    assert FeatureSet(stage, "gradients").dimensions == 8
     assert not [request for request in s3.requests if f"{part_name(0)}.npy" in request]
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from g2is_ray.checkpoints import file_names
 from g2is_ray.examples import ExampleSet
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.layout import graph_stage
 from g2is_ray.rows import map_neighbors
 from g2is_ray.search import knn_graph
@@ -151,7 +151,7 @@ def test_a_pool_that_grows_keeps_what_it_has_and_selects_from_all(
     assert len(picks) == int(pool.rows * 0.2) > 7
     assert max(picks) > 36
     for center in (True, False):
-        gradients = GradientSet(Workspace(str(workspace)), "gradients", center=center)
+        gradients = FeatureSet(Workspace(str(workspace)), "gradients", center=center)
         near = map_neighbors(Workspace(str(workspace)), graph_stage(center)).arrays
         assert np.array_equal(np.concatenate(near), knn_graph(gradients.read_all(), 6))
     assert "Ray" not in run(arguments)

@@ -12,7 +12,7 @@ import pytest
 from selection_workspace import TARGETS, files, make_workspace, selections
 
 from g2is_ray.config import PRESETS, WalkSettings
-from g2is_ray.features import GradientSet
+from g2is_ray.features import FeatureSet
 from g2is_ray.layout import graph_stage, score_name, variants_in
 from g2is_ray.rows import ArrayRows
 from g2is_ray.search import knn_graph
@@ -38,12 +38,12 @@ def test_it_is_the_selection_of_the_same_arrays_in_memory(preset, make, g2is):
     held = make("ws")
     g2is(*arguments(held, "--preset", preset))
     values = dict(PRESETS[preset])
-    x = GradientSet(held, "gradients", center=values.pop("center")).read_all()
+    x = FeatureSet(held, values.pop("features"), center=values.pop("center")).read_all()
     for target in TARGETS:
         wanted = select(
             ArrayRows(x),
             knn_graph(x, 6),
-            GradientSet(held, f"targets/{target}/gradients").read_all(),
+            FeatureSet(held, f"targets/{target}/gradients").read_all(),
             WalkSettings(**SETTINGS, **values),
         )
         lines = held.read_bytes(f"selections/{target}/selection.jsonl").splitlines()
@@ -62,13 +62,13 @@ def test_several_targets_at_once_are_those_targets_one_by_one(make, g2is):
 
 def test_one_pass_over_the_pool_serves_all_targets(make, g2is, monkeypatch):
     passes = []
-    blocks = GradientSet.blocks
+    blocks = FeatureSet.blocks
 
     def counted(self):
         passes.append(self.stage)
         return blocks(self)
 
-    monkeypatch.setattr(GradientSet, "blocks", counted)
+    monkeypatch.setattr(FeatureSet, "blocks", counted)
     g2is(*arguments(make("ws")))
     assert passes == ["gradients", "gradients"]  # centered, and uncentered for the paper's
 
@@ -76,13 +76,13 @@ def test_one_pass_over_the_pool_serves_all_targets(make, g2is, monkeypatch):
 def test_the_pool_is_never_read_into_memory(make, g2is, monkeypatch):
     held = make("ws")
     rows_read = []
-    read = GradientSet.read
+    read = FeatureSet.read
 
     def watched(self, part):
         rows_read.append(self.stage)
         return read(self, part)
 
-    monkeypatch.setattr(GradientSet, "read", watched)
+    monkeypatch.setattr(FeatureSet, "read", watched)
     g2is(*arguments(held))
     assert set(rows_read) == {f"targets/{target}/gradients" for target in TARGETS}
 

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selection_workspace import ROWS, TARGETS, make_workspace, selections
+from selection_workspace import ROWS, TARGET_ROWS, TARGETS, make_workspace, selections
 
 from g2is_ray.arrays import normalize
-from g2is_ray.config import SELECTORS
-from g2is_ray.features import GradientSet
+from g2is_ray.config import SELECTORS, WalkSettings
+from g2is_ray.features import FeatureSet
 from g2is_ray.findings import target_view
+from g2is_ray.rows import ArrayRows
+from g2is_ray.search import knn_graph
+from g2is_ray.selection import select
 from g2is_ray.workspace import Workspace
+from jobs.pipeline import stages
+from jobs.session import Session
 
 OTHERS = [name for name in SELECTORS if name != "walk"]
 LAW = ("--target", "law=val.jsonl")
@@ -75,23 +80,23 @@ def test_any_selector_may_make_the_selection_itself(held, g2is):
 
 def test_a_selection_is_that_of_all_gradients_in_memory(held, g2is):
     g2is(*arguments(held, *LAW, "--baselines", "less", "--subtask-field", "none"))
-    x = GradientSet(held, "gradients", center=True).read_all()
-    target = GradientSet(held, "targets/law/gradients").read_all()
+    x = FeatureSet(held, "gradients", center=True).read_all()
+    target = FeatureSet(held, "targets/law/gradients").read_all()
     order = np.argsort(-(x @ normalize(target).mean(axis=0)), kind="stable")
     assert [pick["row"] for pick in picks(held, "law@less")] == order[:48].tolist()
 
 
 def test_one_pass_over_the_pool_serves_all_selectors(held, g2is, monkeypatch):
     passes = []
-    blocks = GradientSet.blocks
+    blocks = FeatureSet.blocks
 
     def counted(self):
         passes.append(self.stage)
         return blocks(self)
 
-    monkeypatch.setattr(GradientSet, "blocks", counted)
+    monkeypatch.setattr(FeatureSet, "blocks", counted)
     g2is(*arguments(held, "--baselines", *OTHERS))
-    assert passes == ["gradients"]
+    assert passes == ["gradients", "embeddings"]
 
 
 def test_selectors_that_read_no_gradients_need_none(held, g2is):
@@ -99,6 +104,68 @@ def test_selectors_that_read_no_gradients_need_none(held, g2is):
         held.remove(stage)
     g2is(*arguments(held, "--selector", "tfidf", "--baselines", "random", "bm25"))
     assert len(picks(held, "math")) == len(picks(held, "math@bm25")) == 48
+
+
+def test_rds_goes_by_embeddings_as_they_are_whatever_the_settings(held, g2is):
+    for stage in ("gradients", "graph", *(f"targets/{target}/gradients" for target in TARGETS)):
+        held.remove(stage)
+    g2is(*arguments(held, *LAW, "--selector", "rds", "--baselines", "random"))
+    x = FeatureSet(held, "embeddings").read_all()
+    cosines = FeatureSet(held, "targets/law/embeddings").read_all() @ x.T
+    wanted: list[int] = []
+    while len(wanted) < 48:
+        own = cosines[len(wanted) % TARGET_ROWS]
+        wanted.append(next(row for row in np.argsort(-own, kind="stable") if row not in wanted))
+    assert [pick["row"] for pick in picks(held, "law")] == wanted
+    again = ["--features", "embeddings", "--center", "--baselines", "random"]
+    g2is(*arguments(held, *LAW, "--selector", "rds", *again))
+
+
+def test_embeddings_stand_in_for_gradients(held, g2is, refused):
+    own = ["--features", "embeddings", "--baselines", "less", "graph-diverse", "paper"]
+    g2is(*arguments(held, *LAW, *own, "near=less,features=gradients"))
+    by_gradients = picks(held, "law@near")
+    x = FeatureSet(held, "embeddings", center=True).read_all()
+    target = FeatureSet(held, "targets/law/embeddings").read_all()
+    wanted = select(ArrayRows(x), knn_graph(x, 6), target, WalkSettings(fraction=0.2))
+    assert [pick["row"] for pick in picks(held, "law")] == wanted.rows
+    titles = [view.title for view in target_view(held, "law", [""] * ROWS).others]
+    assert "selector less on embeddings" in titles
+    assert "as published (preset paper)" in titles
+    sentence = refused(*arguments(held, *LAW, "--features", "gradients"))
+    assert 'was made with features "embeddings", now it is "gradients"' in sentence
+    made = picks(held, "law@less"), picks(held, "law@graph-diverse"), picks(held, "law@paper")
+    held.remove("selections")
+    other = ["less", "other=less,features=embeddings", "paper"]
+    g2is(*arguments(held, *LAW, "--features", "gradients", "--baselines", *other))
+    assert picks(held, "law@less") == by_gradients
+    assert picks(held, "law@other") == made[0] != by_gradients
+    assert picks(held, "law@paper") == made[2]  # on gradients, as published
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ({}, ["gradients"]),
+        ({"baselines": ["random", "rds"]}, ["gradients", "embeddings"]),
+        ({"features": "embeddings"}, ["embeddings"]),
+        ({"features": "embeddings", "baselines": ["paper"]}, ["gradients", "embeddings"]),
+        ({"baselines": ["other=less,features=embeddings"]}, ["gradients", "embeddings"]),
+    ],
+)
+def test_a_run_leaves_out_features_that_nothing_reads(given, kinds, held):
+    held.remove("graph")  # which would say what is in force
+    names = [stage.__name__ for stage in stages(Session(held.location(""), given))]
+    warmed = ["warm_up"] if "gradients" in kinds else []
+    assert names[1:-5] == warmed + kinds
+
+
+def test_embeddings_that_are_not_there_are_asked_for(held, g2is, refused):
+    held.remove("graph/embeddings-uncentered")
+    other = ["--baselines", "other=walk,features=embeddings,center=no"]
+    assert "run `g2is graph --features embeddings --no-center " in refused(*arguments(held, *other))
+    held.remove("embeddings")
+    assert "run `g2is embeddings " in refused(*arguments(held, "--selector", "rds"))
 
 
 def test_subtasks_are_read_from_their_field(held, g2is):

@@ -189,6 +189,7 @@ RULES = {
     "pagerank": pagerank,
     "facility-location": facility_location,
     "gist": gist,
+    "rds": less_round_robin,
     "tfidf": tfidf,
     "bm25": bm25,
 }
@@ -291,7 +292,13 @@ def test_a_row_that_is_not_free_is_refused(pool, target):
             "from g2is_ray.selector import Selector\n"
             "class Own(Selector):\n reads = frozenset({'text'})\n picks = None",
             "own.py:Own",
-            "reads may hold gradients, graph, texts, seed, got text",
+            "reads may hold gradients, embeddings, graph, texts, seed, got text",
+        ),
+        (
+            "from g2is_ray.selector import Selector\n"
+            "class Own(Selector):\n reads = frozenset({'gradients', 'embeddings'})",
+            "own.py:Own",
+            "reads may hold gradients or embeddings, not both",
         ),
     ],
 )

@@ -1,0 +1,48 @@
+"""The actors that compute features: gradients or embeddings."""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from typing import Any, ClassVar
+
+from g2is_ray.embeddings import EmbeddingWriter
+from g2is_ray.feature_writer import FeaturePart, FeatureWriter
+from g2is_ray.gradient_writer import GradientWriter
+from g2is_ray.workspace import Workspace
+
+
+class FeatureWorker:
+    """Holds one model on its GPU and writes the features of the parts it is given.
+
+    The model is loaded with the first part, so that why it cannot be loaded reaches the
+    driver as that part's error. Two threads may call `process` at once.
+    """
+
+    writer: ClassVar[type[FeatureWriter]]
+
+    def __init__(self, url: str, settings: dict[str, Any]) -> None:
+        self._url, self._settings = url, settings
+        self._loading = threading.Lock()
+
+    @cached_property
+    def _loaded(self) -> FeatureWriter:
+        return self.writer(Workspace(self._url), **self._settings)
+
+    def process(self, part: FeaturePart) -> dict[str, Any]:
+        """Write the features of one part; returns its receipt."""
+        with self._loading:  # once
+            writer = self._loaded
+        return writer.write(part)
+
+
+class GradientWorker(FeatureWorker):
+    """Writes gradients."""
+
+    writer = GradientWriter
+
+
+class EmbeddingWorker(FeatureWorker):
+    """Writes embeddings."""
+
+    writer = EmbeddingWriter
