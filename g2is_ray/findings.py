@@ -44,7 +44,7 @@ def preset_of(settings: dict[str, Any]) -> str:
 
 def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
     """What was run, on what, and how long each stage took."""
-    stages = workspace.stages()
+    stages = {s: r for s, r in workspace.stages().items() if not s.startswith("comparisons/")}
     pool = workspace.require("pool", "ingest")
     finished = [stage for stage in stages if workspace.exists(f"{stage}/receipt.json")]
     receipts = {stage: workspace.read_json(f"{stage}/receipt.json") for stage in finished}

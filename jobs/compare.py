@@ -135,19 +135,9 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     """
     model, read, _ = pool_settings(session)
     stages = {target: next(iter(own.values()))[0].stage for target, own in trials.items()}
-    first = next(iter(trials))
-    lora = session.settings(LoraSettings, stages[first], "warmup")
-    tune = session.settings(TuneSettings, stages[first], f"tuned/{first}")
-    steps = math.ceil(rows / tune.tune_batch_size)
-    evaluate = {}
-    for target, stage in stages.items():
-        evaluate[target] = session.settings(EvaluateSettings, stage, f"evaluations/{target}")
-        own = model, lora, tune, evaluate[target]
-        inputs, facts = [f"targets/{target}/test"], {"steps_per_epoch": steps}
-        session.begin(stage, *own, inputs=inputs, facts=facts)
-    bases = [Trial(stage=stage, target=target) for target, stage in stages.items()]
-    by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
-    every = bases + [trial for each in by_seed for trial in each]
+    first, stage = next(iter(stages.items()))
+    lora = session.settings(LoraSettings, stage, "warmup")
+    tune = session.settings(TuneSettings, stage, f"tuned/{first}")
     plan = TrainingPlan(
         model=model,
         lora=lora,
@@ -157,15 +147,22 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
         schedule="cosine",
         max_tokens=read.max_tokens,
         seed=0,  # each trial has its own
-        steps_per_epoch=steps,
+        steps_per_epoch=math.ceil(rows / tune.tune_batch_size),
     )
-    settings = {
-        "model": model,
-        "plan": plan,
-        "evaluate": evaluate,
-        "execution": session.execution,
-    }
-    finish_parts(
+    evaluate = {}
+    for target, stage in stages.items():
+        evaluate[target] = session.settings(EvaluateSettings, stage, f"evaluations/{target}")
+        session.begin(
+            stage,
+            *(model, lora, tune, evaluate[target]),
+            inputs=[f"targets/{target}/test"],
+            facts={"steps_per_epoch": plan.steps_per_epoch},
+        )
+    bases = [Trial(stage=stage, target=target) for target, stage in stages.items()]
+    by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
+    every = bases + [trial for each in by_seed for trial in each]
+    settings = {"model": model, "plan": plan, "evaluate": evaluate, "execution": session.execution}
+    receipts = finish_parts(
         session,
         {trial: (trial.stage, trial.name) for trial in every},
         "compare",
@@ -174,3 +171,7 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
         session.execution.workers,
         is_current=Trial.is_done,
     )
+    for stage in stages.values():
+        own = [receipt for trial, receipt in receipts.items() if trial.stage == stage]
+        seconds = round(sum(receipt["seconds"] for receipt in own), 3)
+        session.workspace.conclude(stage, {"trials": len(own), "seconds": seconds})

@@ -27,15 +27,18 @@ def _in_order(workspace: Workspace) -> list[str]:
     variants = dict.fromkeys(v for name in targets for v in variants_in(workspace, name) or [name])
     for folder in ("selections", "tuned"):
         stages += [f"{folder}/{variant}" for variant in variants]
-    return stages + [f"evaluations/{name}" for name in targets]
+    stages += [f"evaluations/{name}" for name in targets]
+    return stages + [s for s in begun if s.endswith("/trials")]
 
 
 def _line(workspace: Workspace, stage: str) -> tuple[str, str, str]:
     names = workspace.names(stage)
-    receipts = [n for n in names if n.endswith(".json") and n.startswith("part-")]
+    pieces = "part-" if not stage.endswith("/trials") else ""
+    receipts = [n for n in names if n.endswith(".json") and n.startswith(pieces)]
     if f"{STAGE_RECEIPT}.json" in names:
+        receipts = [name for name in receipts if name != f"{STAGE_RECEIPT}.json"]
         receipt = workspace.read_json(f"{stage}/{STAGE_RECEIPT}.json")
-        total = receipt.get("parts", 1)
+        total = receipt.get("parts", len(receipts) or 1)
         rows = f", {receipt['rows']} rows" if "rows" in receipt else ""
         seconds = receipt["seconds"]
         # The warm-up stays what it is when the pool grows.
@@ -53,7 +56,8 @@ def _total(workspace: Workspace, stage: str) -> str:
     elif stage.endswith(("/gradients", "/embeddings")):
         source = stage.rpartition("/")[0] + "/val"
     else:
-        return "?" if stage == "pool" or stage.startswith("targets/") else "1"
+        known = stage.startswith(("selections/", "tuned/", "evaluations/", "warmup"))
+        return "1" if known else "?"
     if not workspace.exists(f"{source}/{STAGE_RECEIPT}.json"):
         return "?"
     return str(workspace.read_json(f"{source}/{STAGE_RECEIPT}.json")["parts"])

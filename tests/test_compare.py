@@ -51,8 +51,15 @@ def receipts(compared: Workspace, trials: str) -> dict[str, dict]:
 
 def test_every_method_has_a_trial_for_every_seed(compared, trials):
     held = {name for name in compared.names(trials) if name.endswith(".json")}
-    assert held == {f"{name}.json" for name in TRIALS}
+    assert held == {f"{name}.json" for name in (*TRIALS, "receipt")}
     assert all(receipts(compared, trials).values())
+
+
+def test_status_counts_the_trials(compared, trials, g2is):
+    line = next(
+        line for line in g2is("status", compared.location("")).splitlines() if trials in line
+    )
+    assert line.split()[1:3] == ["7/7", "done,"]
 
 
 def test_all_train_for_the_same_steps_on_about_the_same_tokens(compared, trials, numbers):
