@@ -131,6 +131,12 @@ def _check_method(text: str) -> str:
     return text
 
 
+def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("should each be given once")
+    return seeds
+
+
 MethodText = Annotated[str, AfterValidator(_check_method)]
 
 
@@ -154,11 +160,11 @@ class CompareSettings:
     )
     """What is compared, each written as for baselines. All spend the same number of supervised
     tokens, in the same number of optimizer steps."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (
-        0,
-        1,
-        2,
-    )
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...],
+        Field(min_length=1),
+        AfterValidator(_check_distinct),
+    ] = (0, 1, 2)
     """Seeds that each method is tuned with, one after another: they decide how the adapter begins
     and the order of its rows, and what random draws. Time grows with their number."""
     reference: str = "random"

@@ -138,6 +138,7 @@ def test_a_second_command_does_what_is_missing_only(compared, trials):
         (["--budget-tokens", "2"], "budget_tokens 2 is less than the "),
         (["--methods", "random", "lss"], "methods should be paper, walk, random, "),
         (["--seeds", "-1"], "seeds should be greater than or equal to 0"),
+        (["--seeds", "1", "1"], "seeds should each be given once, got "),
         (["--tune-epochs", "3"], "comparisons/"),
         (["--target", "bbh=val.jsonl"], "target bbh has no test rows to compare with"),
     ],
