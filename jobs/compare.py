@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,17 +161,19 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
         )
     bases = [Trial(stage=stage, target=target) for target, stage in stages.items()]
     by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
-    every = bases + [trial for each in by_seed for trial in each]
+    tuned = [trial for each in by_seed for trial in each]
     settings = {"model": model, "plan": plan, "evaluate": evaluate, "execution": session.execution}
-    receipts = finish_parts(
-        session,
-        {trial: (trial.stage, trial.name) for trial in every},
-        "compare",
-        TrialWorker,
-        {"url": session.workspace.location(""), "settings": settings},
-        session.execution.workers,
-        is_current=Trial.is_done,
-    )
+    receipts: dict[Trial, dict[str, Any]] = {}
+    for every in (bases, tuned):  # apart, or the short ones would make the long ones look hung
+        receipts |= finish_parts(
+            session,
+            {trial: (trial.stage, trial.name) for trial in every},
+            "compare",
+            TrialWorker,
+            {"url": session.workspace.location(""), "settings": settings},
+            session.execution.workers,
+            is_current=Trial.is_done,
+        )
     for stage in stages.values():
         own = [receipt for trial, receipt in receipts.items() if trial.stage == stage]
         seconds = round(sum(receipt["seconds"] for receipt in own), 3)
