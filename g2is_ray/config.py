@@ -331,7 +331,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "within": 1.0,
     },
 }
-"""`paper` is the published procedure to the letter; `recommended` what docs/evidence supports."""
+"""`paper` is the published procedure to the letter; `recommended` brings the graph to life, and won on
+one target of two (docs/evidence.md)."""
 
 T = TypeVar("T")
 
