@@ -331,8 +331,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "within": 1.0,
     },
 }
-"""`paper` is the published procedure to the letter; `recommended` brings the graph to life, and won on
-one target of two (docs/evidence.md)."""
+"""`paper` is the published procedure to the letter; with `recommended` conflicts and neighbors mean
+something on real gradients. Neither wins on all targets: docs/evidence.md."""
 
 T = TypeVar("T")
 
