@@ -10,7 +10,6 @@ from typing import Any
 from g2is_ray import models
 from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings
 from g2is_ray.evaluation import Evaluation
-from g2is_ray.examples import ExampleSet
 from g2is_ray.workspace import Workspace
 
 
@@ -48,13 +47,13 @@ class Evaluator:
 
     @cached_property
     def _evaluation(self) -> Evaluation:
-        rows = ExampleSet(self._workspace, f"targets/{self._target}/test")
-        return Evaluation(
-            models.load_tokenizer(self._model),
-            list(rows.read_all(["messages", "answer"])),
-            max_tokens=self._max_tokens,
-            settings=self._evaluate,
-            token_budget=models.token_budget(self._execution),
+        return Evaluation.of_target(
+            self._workspace,
+            self._target,
+            self._model,
+            self._evaluate,
+            self._execution,
+            self._max_tokens,
         )
 
     def process(self, item: Measured) -> dict[str, Any]:

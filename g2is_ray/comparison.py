@@ -118,6 +118,7 @@ def collect(
     """
     pool = _Pool(workspace)
     stages = workspace.stages()
+    costs = _Costs(workspace, stages)
     first_trials = [next(iter(own.values()))[0] for own in trials.values()]
     return Comparison(
         budget_tokens=budget_tokens,
@@ -131,7 +132,7 @@ def collect(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         targets=[
-            _Target(workspace, pool, target, own, reference).view()
+            _Target(workspace, stages, pool, costs, target, own, reference).view()
             for target, own in trials.items()
         ],
     )
@@ -149,6 +150,7 @@ class _Pool:
     def __init__(self, workspace: Workspace) -> None:
         held = list(ExampleSet(workspace, POOL).read_all(["group", "tokens"]))
         self.groups = [row["group"] for row in held]
+        self.group_rows = Counter(self.groups)
         self.tokens = np.array([row["tokens"] for row in held])
 
 
@@ -156,9 +158,17 @@ class _Target:
     """Reads the trials of one target."""
 
     def __init__(
-        self, workspace: Workspace, pool: _Pool, target: str, trials: Trials, reference: str
+        self,
+        workspace: Workspace,
+        stages: Mapping[str, Any],
+        pool: _Pool,
+        costs: _Costs,
+        target: str,
+        trials: Trials,
+        reference: str,
     ) -> None:
-        self._workspace, self._pool, self._target = workspace, pool, target
+        self._workspace, self._stages = workspace, stages
+        self._pool, self._costs, self._target = pool, costs, target
         self._trials, self._reference = trials, reference
         base = Trial(stage=next(iter(trials.values()))[0].stage, target=target)
         self._base = read_scores(workspace, base)
@@ -195,12 +205,11 @@ class _Target:
         facts = [one.facts() for one in scores]
         asked = facts[0]["exact_match"] is not None
         groups = [Counter(self._pool.groups[row] for row in own) for own in picks]
-        shares = [own_share(one, Counter(self._pool.groups), self._own) for one in groups]
-        selection = self._workspace.stages()[trials[0].selection]
+        shares = [own_share(one, self._pool.group_rows, self._own) for one in groups]
         lengths = self._pool.tokens[np.concatenate(picks)]
         return MethodRow(
             name=name,
-            settings=selection["settings"],
+            settings=self._stages[trials[0].selection]["settings"],
             losses=[one["loss"] for one in facts],
             exact_matches=[one["exact_match"] for one in facts] if asked else [],
             to_reference=None if is_reference else self._loss_difference(name, self._reference),
@@ -215,7 +224,7 @@ class _Target:
             row_tokens=np.percentile(lengths, [10, 50, 90]).tolist(),
             own_share=_mean(shares),
             sources=fmean(len(one) for one in groups),
-            cost=cost_of(self._workspace, trials[0].selection),
+            cost=self._costs.of(trials[0].selection),
             tune_seconds=fmean(one["tune_seconds"] for one in receipts),
         )
 
@@ -240,20 +249,29 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def cost_of(workspace: Workspace, stage: str) -> Cost:
-    """What a selection took, with all the stages that it was made from, but reading the data."""
-    stages, todo, seen = workspace.stages(), [stage], set()
-    while todo:
-        name = todo.pop()
-        if name not in seen and name != POOL and not name.endswith(("/val", "/test")):
-            seen.add(name)
-            todo += stages[name]["inputs"]
-    costs = [_stage_cost(workspace, name) for name in sorted(seen)]
-    return Cost(
-        seconds=sum(one.seconds for one in costs),
-        gpu_seconds=sum(one.gpu_seconds for one in costs),
-        stored_bytes=sum(one.stored_bytes for one in costs),
-    )
+class _Costs:
+    """What selections took; the receipts of a stage that several were made from are read once."""
+
+    def __init__(self, workspace: Workspace, stages: Mapping[str, Any]) -> None:
+        self._workspace, self._stages = workspace, stages
+        self._known: dict[str, Cost] = {}
+
+    def of(self, stage: str) -> Cost:
+        """Of a selection, with all the stages that it was made from, but reading the data."""
+        todo, seen = [stage], set()
+        while todo:
+            name = todo.pop()
+            if name not in seen and name != POOL and not name.endswith(("/val", "/test")):
+                seen.add(name)
+                todo += self._stages[name]["inputs"]
+        for name in seen - self._known.keys():
+            self._known[name] = _stage_cost(self._workspace, name)
+        costs = [self._known[name] for name in sorted(seen)]
+        return Cost(
+            seconds=sum(one.seconds for one in costs),
+            gpu_seconds=sum(one.gpu_seconds for one in costs),
+            stored_bytes=sum(one.stored_bytes for one in costs),
+        )
 
 
 def _stage_cost(workspace: Workspace, stage: str) -> Cost:

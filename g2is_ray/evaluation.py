@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from g2is_ray import models
 from g2is_ray.batches import Batch, batches_by_length
 from g2is_ray.chat import ChatEncoder
-from g2is_ray.config import EvaluateSettings
+from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings
+from g2is_ray.examples import ExampleSet
 from g2is_ray.loss import SupervisedLoss
+from g2is_ray.workspace import Workspace
 
 _STATED = re.compile(r"answer is:?\s*(.+?)\.?\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -78,6 +81,26 @@ class Evaluation:
         self._asked = answered[: settings.exact_match_rows]
         self._prompts = [encoder.encode_prompt(rows[i]["messages"]) for i in self._asked]
         self._answers = [final_answer(rows[i]["answer"]) for i in self._asked]
+
+    @classmethod
+    def of_target(
+        cls,
+        workspace: Workspace,
+        target: str,
+        model: ModelSettings,
+        settings: EvaluateSettings,
+        execution: ExecutionSettings,
+        max_tokens: int,
+    ) -> Evaluation:
+        """On the test rows of a workspace's target."""
+        rows = ExampleSet(workspace, f"targets/{target}/test")
+        return cls(
+            models.load_tokenizer(model),
+            list(rows.read_all(["messages", "answer"])),
+            max_tokens=max_tokens,
+            settings=settings,
+            token_budget=models.token_budget(execution),
+        )
 
     @torch.no_grad()
     def measure(self, model: Any) -> Scores:

@@ -154,7 +154,10 @@ def carry_out(
         save: is given each further component and its picks as soon as they are made.
     """
     budgets = split_budget(budget.amount, knowledge.weights)
-    reach = [_nearest(own, valid, settings.within) for own in along[len(budgets) :]]
+    means = along[len(budgets) :]
+    reach = [
+        _nearest(own, valid, settings.within) if settings.within < 1 else None for own in means
+    ]
     walk = Walk(x, neighbors, along, valid, settings)
     picks = [pick for piece in earlier for pick in piece]
     walk.repeat(picks)
@@ -167,8 +170,8 @@ def carry_out(
         # Products of a few rows are too small to share: threads that wait for each other made
         # them 17 times slower on a busy machine (benchmarks/walk.py).
         with threadpool_limits(1, "blas"):
-            within = reach[knowledge.mean_of[component]]
-            for pick in walk.component(component, room, budget.cost, within):
+            near = reach[knowledge.mean_of[component]]
+            for pick in walk.component(component, room, budget.cost, near):
                 own.append(pick)
                 spent += budget.cost(pick.row)
                 progress.step(spent)

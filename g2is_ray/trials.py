@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 from g2is_ray import models, scratch
 from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings, TrainingPlan
 from g2is_ray.evaluation import Evaluation, Scores
-from g2is_ray.examples import ExampleSet
 from g2is_ray.layout import BASE
 from g2is_ray.selection import read_rows
 from g2is_ray.storage import array_bytes
@@ -107,13 +106,13 @@ class TrialRunner:
 
     def _evaluation(self, target: str) -> Evaluation:
         if target not in self._evaluations:
-            rows = ExampleSet(self._workspace, f"targets/{target}/test")
-            self._evaluations[target] = Evaluation(
-                models.load_tokenizer(self._model),
-                list(rows.read_all(["messages", "answer"])),
-                max_tokens=self._plan.max_tokens,
-                settings=self._evaluate[target],
-                token_budget=models.token_budget(self._execution),
+            self._evaluations[target] = Evaluation.of_target(
+                self._workspace,
+                target,
+                self._model,
+                self._evaluate[target],
+                self._execution,
+                self._plan.max_tokens,
             )
         return self._evaluations[target]
 

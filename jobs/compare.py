@@ -20,7 +20,6 @@ from g2is_ray.config import (
     LoraSettings,
     SeedSettings,
     SelectorSettings,
-    TrainingPlan,
     TuneSettings,
     WalkSettings,
 )
@@ -33,6 +32,7 @@ from jobs.parts import finish_parts
 from jobs.selection import make_selections, pool_tokens
 from jobs.selection_tasks import Task, task_of
 from jobs.session import Session
+from jobs.tune import tuning_plan
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def compare(session: Session) -> None:
     tokens = pool_tokens(session.workspace)
     amount = _budget(session, tokens)
     tasks = {
-        (target, method.name): [_task(session, target, amount, method, s) for s in settings.seeds]
+        (target, method.name): _tasks(session, target, amount, method, settings.seeds)
         for target in session.targets()
         for method in methods
     }
@@ -90,17 +90,21 @@ def _budget(session: Session, tokens: NDArray[np.int64]) -> int:
     return token_budget(tokens, chosen.budget_tokens or int(fraction * tokens.sum())).amount
 
 
-def _task(session: Session, target: str, amount: int, method: Method, seed: int) -> Task:
-    """What a method is to select; the same for all seeds, unless its selector reads the seed."""
-    task = task_of(session, target, method, stage="")
-    seeded = task.selector is not None and "seed" in task.selector.reads
-    name = f"{method.name}-{seed}" if seeded else method.name
-    return dataclasses.replace(
-        task,
-        stage=f"{comparison_stage(amount, target)}/selections/{name}",
-        chosen=dataclasses.replace(task.chosen, budget_tokens=amount),
-        seed=SeedSettings(seed=seed),
-    )
+def _tasks(
+    session: Session, target: str, amount: int, method: Method, seeds: Sequence[int]
+) -> list[Task]:
+    """What a method is to select for each seed: the same, unless its selector reads the seed."""
+    stage = f"{comparison_stage(amount, target)}/selections/{method.name}"
+    task = task_of(session, target, method, stage=stage)
+    task = dataclasses.replace(task, chosen=dataclasses.replace(task.chosen, budget_tokens=amount))
+    return [
+        dataclasses.replace(
+            task,
+            stage=f"{stage}-{seed}" if "seed" in task.reads else stage,
+            seed=SeedSettings(seed=seed),
+        )
+        for seed in seeds
+    ]
 
 
 def _trials(
@@ -139,15 +143,8 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     first, stage = next(iter(stages.items()))
     lora = session.settings(LoraSettings, stage, "warmup")
     tune = session.settings(TuneSettings, stage, f"tuned/{first}")
-    plan = TrainingPlan(
-        model=model,
-        lora=lora,
-        epochs=tune.tune_epochs,
-        learning_rate=tune.tune_learning_rate,
-        batch_size=tune.tune_batch_size,
-        schedule="cosine",
-        max_tokens=read.max_tokens,
-        seed=0,  # each trial has its own
+    plan = dataclasses.replace(  # each trial has a seed of its own
+        tuning_plan(model, lora, tune, max_tokens=read.max_tokens, seed=0),
         steps_per_epoch=math.ceil(rows / tune.tune_batch_size),
     )
     evaluate = {}

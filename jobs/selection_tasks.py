@@ -21,7 +21,14 @@ from g2is_ray.config import (
 from g2is_ray.errors import SettingError
 from g2is_ray.layout import JOINT, POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings, Method, methods_of, parse_method, short_name
-from g2is_ray.registry import find, graph_read, needs_graph, reads_features, source_hash
+from g2is_ray.registry import (
+    find,
+    graph_read,
+    needs_graph,
+    reads_features,
+    reads_of,
+    source_hash,
+)
 from g2is_ray.selector import Reads, Selector
 from jobs.graph import graph_settings
 from jobs.session import Session
@@ -47,7 +54,7 @@ class Task:
 
     @property
     def reads(self) -> frozenset[Reads]:
-        return frozenset({"gradients", "graph"}) if self.selector is None else self.selector.reads
+        return reads_of(WALK) if self.selector is None else self.selector.reads
 
     @property
     def source(self) -> GraphSettings:

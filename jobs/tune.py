@@ -6,7 +6,7 @@ import logging
 
 from actors.cluster import share_of_cluster
 from actors.trainer import train
-from g2is_ray.config import LoraSettings, TrainingPlan, TuneSettings
+from g2is_ray.config import LoraSettings, ModelSettings, TrainingPlan, TuneSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.layout import variants_in
 from jobs.ingest import pool_settings
@@ -28,6 +28,22 @@ def tune(session: Session) -> None:
         _tune(session, variant)
 
 
+def tuning_plan(
+    model: ModelSettings, lora: LoraSettings, settings: TuneSettings, *, max_tokens: int, seed: int
+) -> TrainingPlan:
+    """How an adapter is tuned on any selection."""
+    return TrainingPlan(
+        model=model,
+        lora=lora,
+        epochs=settings.tune_epochs,
+        learning_rate=settings.tune_learning_rate,
+        batch_size=settings.tune_batch_size,
+        schedule="cosine",
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+
+
 def _tune(session: Session, variant: str) -> None:
     workspace = session.workspace
     rows = selected_rows(session, variant)
@@ -42,16 +58,7 @@ def _tune(session: Session, variant: str) -> None:
         return
     if not rows:
         raise SettingError(f"selections/{variant} is empty, so there is nothing to tune on")
-    plan = TrainingPlan(
-        model=model,
-        lora=lora,
-        epochs=settings.tune_epochs,
-        learning_rate=settings.tune_learning_rate,
-        batch_size=settings.tune_batch_size,
-        schedule="cosine",
-        max_tokens=read.max_tokens,
-        seed=seed.seed,
-    )
+    plan = tuning_plan(model, lora, settings, max_tokens=read.max_tokens, seed=seed.seed)
     session.ray()
     share = share_of_cluster(session.execution, session.execution.train_workers)
     receipt = train(workspace, stage, plan, rows, session.execution, share)
