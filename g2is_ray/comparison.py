@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +14,7 @@ import numpy as np
 import g2is_ray
 from g2is_ray.examples import ExampleSet
 from g2is_ray.layout import POOL
+from g2is_ray.pages import now, this_machine
 from g2is_ray.report import own_share
 from g2is_ray.selection import read_rows
 from g2is_ray.significance import Interval, paired_interval
@@ -129,8 +127,8 @@ def collect(
         model=stages[POOL]["settings"]["model"],
         settings=_common(stages[one.stage]["settings"] for one in first_trials),
         version=g2is_ray.__version__,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        created=now(),
+        machine=this_machine(),
         targets=[
             _Target(workspace, stages, pool, costs, target, own, reference).view()
             for target, own in trials.items()

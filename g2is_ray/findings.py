@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, get_args
 
 import numpy as np
@@ -17,6 +14,7 @@ from g2is_ray.config import PAPER, PRESETS, WALK, Features, GraphSettings
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
 from g2is_ray.layout import BASE, JOINT, score_name, variants_in
+from g2is_ray.pages import now, this_machine
 from g2is_ray.report import (
     SHOWN_PICKS,
     ComponentRow,
@@ -58,8 +56,8 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
         model=stages["pool"]["settings"]["model"],
         workspace=workspace.url,
         version=g2is_ray.__version__,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        created=now(),
+        machine=this_machine(),
         pool_rows=pool["rows"],
         rejected_rows=pool["rejected"],
         truncated_rows=pool["truncated"],

@@ -10,7 +10,6 @@ other=less,features=embeddings   a selector on embeddings in place of gradients
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -34,11 +33,11 @@ from g2is_ray.config import (
     is_own,
 )
 from g2is_ray.errors import SettingError
+from g2is_ray.layout import BASE, JOINT, NAME
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = ("base", "selection", "joint")  # scores have these names
+_RESERVED = (BASE, "selection", JOINT)  # scores have these names
 _FOR_ALL = {"features", "center", "subtask_field"}
 _FOR_WALKS = {"features", "center", *fields_of([WalkSettings])} - {"fraction"}
 
@@ -82,7 +81,7 @@ def parse_method(text: str) -> Method:
         raise ValueError(f"should begin with a name of its own, as in NAME={text}")
     name = given or short_name(selector)
     taken = name in (PAPER, *SELECTORS) and name != selector
-    if not _NAME.fullmatch(name) or name in _RESERVED or taken:
+    if not NAME.fullmatch(name) or name in _RESERVED or taken:
         raise ValueError(
             "should have a name of letters, digits, '.', '_' and '-' that is not another's"
         )

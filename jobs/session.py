@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from g2is_ray.config import (
     build,
 )
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.layout import targets_in
+from g2is_ray.layout import NAME, targets_in
 from g2is_ray.workspace import Growth, Workspace
 from jobs.events import EventLog
 
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LOCK = ".lock"
 
 
@@ -53,7 +51,7 @@ class Session:
         self._ray = contextlib.ExitStack()
         self._connected = False
         for name in {**self.given.get("target", {}), **self.given.get("test", {})}:
-            if not _NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise SettingError(
                     f"target name {name!r} may hold letters, digits, '.', '_' and '-' only, and "
                     "begin with a letter or digit"
