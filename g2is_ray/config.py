@@ -164,7 +164,8 @@ class GraphSettings:
     neighbors: Count = 32
     """Neighbors of each row in the kNN graph."""
     center: bool = True
-    """Subtract the pool's mean from all features before normalizing, in graph and walk alike."""
+    """Subtract the pool's mean from all features before normalizing, in graph and walk alike. Of a
+    target's, it is taken from embeddings too; its gradients lack the momentum in the pool's."""
     graph: Text = "auto"
     """How neighbors are searched for: exact; ivf, among the lists of rows nearest to a row; auto,
     exact where that takes seconds or most lists would be probed; or a FAISS index such as HNSW32

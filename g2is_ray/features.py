@@ -38,7 +38,7 @@ def feature_files(part: int, features: NDArray[np.float32]) -> dict[str, bytes]:
 
 
 class FeatureSet:
-    """The features of a finished stage as unit rows, centered or not.
+    """The features of a finished stage as unit rows, the pool's mean subtracted or not.
 
     `take` and `blocks` (see `rows.Rows`) map the part files and form rows as they are asked
     for; only norms and mean are held.
@@ -56,23 +56,23 @@ class FeatureSet:
         self.part_rows = [len(each) for each in norms]
         self.first_rows = np.cumsum([0, *self.part_rows])
         self._norms = np.concatenate(norms)
-        self.mean = self._graph_mean() if center else None  # float64 [d]
+        self.mean = self._center() if center else None  # float64 [d], of the pool
 
     def _array(self, part: int, kind: str = "") -> NDArray[Any]:
         return self._workspace.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")
 
-    def _graph_mean(self) -> NDArray[np.float64]:
+    def _center(self) -> NDArray[np.float64]:
         """The mean that the centered graph was begun with; the pool's, if there is none yet.
 
         A pool that grows keeps it, because another mean would change every row.
         """
         path = f"{graph_stage(True, self.kind)}/{MEAN}"
-        return (
-            self._workspace.read_array(path) if self._workspace.exists(path) else self.pool_mean()
-        )
+        if self._workspace.exists(path):
+            return self._workspace.read_array(path)
+        return FeatureSet(self._workspace, self.kind).pool_mean()
 
     def pool_mean(self) -> NDArray[np.float64]:
-        """Mean feature [d] of all valid rows."""
+        """Mean feature [d] of all valid rows of the stage, which is the pool's."""
         total = sum(self._array(part, ".sum") for part in range(self.parts))
         return np.asarray(total / max(1, self.rows - self.invalid))
 

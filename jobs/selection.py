@@ -97,7 +97,14 @@ class _Source:
         return FeatureSet(self.workspace, self.features, center=self._center)
 
     def of_target(self, name: str) -> NDArray[np.float32]:
-        return FeatureSet(self.workspace, f"targets/{name}/{self.features}").read_all()
+        """Unit rows [m, d] of a target, to compare the pool's with.
+
+        Embeddings of target and pool are alike, so they are centered alike. A target's gradients
+        lack the momentum that the pool's share, so the pool's mean is none of theirs.
+        """
+        center = self._center and self.features == "embeddings"
+        stage = f"targets/{name}/{self.features}"
+        return FeatureSet(self.workspace, stage, center=center).read_all()
 
     @cached_property
     def neighbors(self) -> MappedParts:
