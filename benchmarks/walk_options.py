@@ -1,11 +1,11 @@
 """What each option of the walk changes, on a workspace that has gradients: a table per target.
 
-    python benchmarks/walk_options.py --workspace runs/first --fraction 0.05
+    python benchmarks/walk_options.py --workspace runs/first --fraction 0.05 [--features embeddings]
 
 Nothing is written or tuned: this says what is picked, not whether it helps. A graph that the
 workspace lacks is built in memory. The columns conflicting, too_similar and inconsistent count
 nearer neighbors that were passed over; cos > 0.9 counts picks that have another so near. Cosines
-are of centered gradients in every row, so that rows can be compared.
+are of centered features in every row, so that rows can be compared.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from g2is_ray.budget import row_budget
-from g2is_ray.config import PRESETS, WalkSettings, build
+from g2is_ray.config import PRESETS, Features, WalkSettings, build
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
 from g2is_ray.knowledge import CoreKnowledge
-from g2is_ray.layout import GRADIENTS, POOL, graph_stage
+from g2is_ray.layout import POOL, graph_stage
 from g2is_ray.rows import map_neighbors
 from g2is_ray.search import knn_graph
 from g2is_ray.selection import Selection, carry_out, knowledge_of
@@ -80,17 +80,17 @@ def ablations(targets: list[str], fraction: float) -> Iterator[Ablation]:
 class Walks:
     """All ablations, after one pass over the pool with its mean subtracted and one without."""
 
-    def __init__(self, held: Workspace, rows: list[Ablation]) -> None:
-        self.targets = {row.target: target_gradients(held, row.target) for row in rows}
+    def __init__(self, held: Workspace, features: Features, rows: list[Ablation]) -> None:
+        self._features = features
         self.selections: dict[tuple[str, str], Selection] = {}
         for center in (False, True):
             self._walk(held, center, [row for row in rows if row.center == center])
 
     def _walk(self, held: Workspace, center: bool, rows: list[Ablation]) -> None:
-        x = FeatureSet(held, GRADIENTS, center=center)
+        x = FeatureSet(held, self._features, center=center)
         neighbors = graph(held, x, center)
         known: list[CoreKnowledge] = [
-            knowledge_of(self.targets[row.target], x.dimensions, row.settings) for row in rows
+            knowledge_of(x.of_target(row.target), x.dimensions, row.settings) for row in rows
         ]
         alongs, valid = align(x, [each.directions for each in known])
         for row, knowledge, along in zip(rows, known, alongs, strict=True):
@@ -100,12 +100,8 @@ class Walks:
             )
 
 
-def target_gradients(held: Workspace, target: str) -> np.ndarray:
-    return FeatureSet(held, f"targets/{target}/gradients").read_all()
-
-
 def graph(held: Workspace, x: FeatureSet, center: bool) -> Neighbors:
-    stage = graph_stage(center)
+    stage = graph_stage(center, x.kind)
     if held.receipt(stage, STAGE_RECEIPT):
         return map_neighbors(held, stage)
     return knn_graph(x.read_all(), 32)
@@ -114,15 +110,16 @@ def graph(held: Workspace, x: FeatureSet, center: bool) -> Neighbors:
 class Measures:
     """Numbers about a selection that the walk itself does not know."""
 
-    def __init__(self, held: Workspace) -> None:
+    def __init__(self, held: Workspace, features: Features) -> None:
         rows = list(ExampleSet(held, POOL).read_all(["group", "supervised_tokens"]))
         self._groups = [row["group"] for row in rows]
         self._tokens = np.array([row["supervised_tokens"] for row in rows])
-        self._x = FeatureSet(held, GRADIENTS, center=True)
+        self._x = FeatureSet(held, features, center=True)
         self._held = held
 
-    def line(self, name: str, selection: Selection, target: str, mean_d: np.ndarray) -> list[str]:
+    def line(self, name: str, selection: Selection, target: str) -> list[str]:
         """The numbers of one row of the table, as text."""
+        mean_d = self._x.of_target(target).mean(axis=0)
         components = selection.summary()["per_component"]
         x_sd = self._x.take(np.array(selection.rows))
         cosines_ss = x_sd @ x_sd.T
@@ -149,19 +146,21 @@ class Measures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--workspace", required=True, help="with gradients of pool and targets")
+    parser.add_argument("--workspace", required=True, help="with features of pool and targets")
+    parser.add_argument("--features", choices=get_args(Features), default="gradients")
     parser.add_argument("--fraction", type=float, default=0.05, help="share of the pool to select")
     parser.add_argument("--targets", nargs="*", help="all of the workspace by default")
     given = parser.parse_args()
     held = Workspace(given.workspace)
-    rows = list(ablations(given.targets or held.names("targets"), given.fraction))
-    walks, measures = Walks(held, rows), Measures(held)
-    for target, gradients in walks.targets.items():
+    targets = given.targets or held.names("targets")
+    rows = list(ablations(targets, given.fraction))
+    walks, measures = Walks(held, given.features, rows), Measures(held, given.features)
+    for target in targets:
         print(f"\n{target}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
         for row in rows:
             if row.target == target:
                 selection = walks.selections[target, row.name]
-                line = measures.line(row.name, selection, target, gradients.mean(axis=0))
+                line = measures.line(row.name, selection, target)
                 print("| " + " | ".join(line) + " |", flush=True)
 
 

@@ -114,6 +114,16 @@ class FeatureSet:
         """Unit rows [n, d] of every part, in order."""
         return np.concatenate([self.read(part) for part in range(self.parts)])
 
+    def of_target(self, name: str) -> NDArray[np.float32]:
+        """Unit rows [m, d] of a target, to compare those of this pool with.
+
+        Embeddings of target and pool are alike, so they are centered alike. A target's gradients
+        lack the momentum that the pool's share, so the pool's mean is none of theirs.
+        """
+        center = self.mean is not None and self.kind == "embeddings"
+        stage = f"targets/{name}/{self.kind}"
+        return FeatureSet(self._workspace, stage, center=center).read_all()
+
     def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Unit rows [m, d] in the order given."""
         return self._formed(self._mapped.take(rows), self._norms[rows])

@@ -96,16 +96,6 @@ class _Source:
     def x(self) -> FeatureSet:
         return FeatureSet(self.workspace, self.features, center=self._center)
 
-    def of_target(self, name: str) -> NDArray[np.float32]:
-        """Unit rows [m, d] of a target, to compare the pool's with.
-
-        Embeddings of target and pool are alike, so they are centered alike. A target's gradients
-        lack the momentum that the pool's share, so the pool's mean is none of theirs.
-        """
-        center = self._center and self.features == "embeddings"
-        stage = f"targets/{name}/{self.features}"
-        return FeatureSet(self.workspace, stage, center=center).read_all()
-
     @cached_property
     def neighbors(self) -> MappedParts:
         return map_neighbors(self.workspace, self._graph)
@@ -179,7 +169,7 @@ class _ByWalk:
         self.directions: Directions = [self._known.directions]
 
     def _knowledge(self, target: str) -> CoreKnowledge:
-        own = self._source.of_target(target)
+        own = self._source.x.of_target(target)
         return knowledge_of(own, self._source.x.dimensions, self._task.walk)
 
     def select(
@@ -258,7 +248,7 @@ def _target(source: _Source, name: str, reads: Collection[Reads], field: str) ->
     rows = list(examples.read_all(["messages", "record"]))
     features = np.empty((len(rows), 0), dtype=np.float32)
     if reads_features(reads):
-        features = source.of_target(name)
+        features = source.x.of_target(name)
         usable = np.flatnonzero(features.any(axis=1))
         if not len(usable):
             raise InputError(f"no row of the target {name} has usable {source.features}")
