@@ -65,7 +65,7 @@ def find(name: str) -> type[Selector]:
 def reads_of(name: str) -> frozenset[Reads]:
     """What a selector reads; a user's own, whose code is not run for this, all but embeddings."""
     if is_own(name):
-        return frozenset({"gradients", "graph", "texts", "seed"})
+        return frozenset({"gradients", "graph", "texts", "tokens", "seed"})
     return frozenset({"gradients", "graph"}) if name == WALK else _CLASSES[name].reads
 
 

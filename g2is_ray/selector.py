@@ -41,7 +41,7 @@ from g2is_ray.walk import Neighbors
 Choice = tuple[int, float]
 """A row of the pool, and the score it is picked for; NaN where there is none."""
 
-Reads = Literal["gradients", "embeddings", "graph", "texts", "seed"]
+Reads = Literal["gradients", "embeddings", "graph", "texts", "tokens", "seed"]
 """`gradients` are the features in force, which may be embeddings; `embeddings` are those whatever
 is in force, and never centered."""
 
@@ -75,6 +75,8 @@ class Pool:
     neighbors: Neighbors = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
     similarities: ArrayLike = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
     """Of the neighbors [n, k]; `np.asarray` reads all of them, as it does of neighbors."""
+    tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Supervised tokens [n] of each row."""
     seed: int = 0
 
 

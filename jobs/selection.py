@@ -226,6 +226,8 @@ class _BySelector:
         if "graph" in reads:
             given["neighbors"] = source.neighbors
             given["similarities"] = source.similarities
+        if "tokens" in reads:
+            given["tokens"] = source.supervised_tokens
         if "seed" in reads:
             given["seed"] = self._task.seed.seed
         weights = self._task.target_weights.values()

@@ -10,6 +10,7 @@ from selection_workspace import ROWS, TARGET_ROWS, TARGETS, make_workspace, sele
 
 from g2is_ray.arrays import normalize
 from g2is_ray.config import SELECTORS, WalkSettings
+from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
 from g2is_ray.findings import target_view
 from g2is_ray.rows import ArrayRows
@@ -31,6 +32,12 @@ class Longest(Selector):
 
     def picks(self, pool, target, products):
         return best_first(np.array([float(len(text)) for text in pool.texts()]), pool.free)
+
+class Shortest(Selector):
+    reads = frozenset({"tokens"})
+
+    def picks(self, pool, target, products):
+        return best_first(-pool.tokens, pool.free)
 """
 
 
@@ -242,6 +249,13 @@ def test_a_method_with_settings_of_its_own_selects_as_a_selection_with_them(held
 
 
 # ---- a selector of one's own ------------------------------------------------------
+
+
+def test_ones_own_selector_may_go_by_supervised_tokens(held, own, g2is):
+    g2is(*arguments(held, *LAW, "--selector", "own.py:Shortest", "--baselines", "random"))
+    tokens = [row["supervised_tokens"] for row in ExampleSet(held, "pool").read_all()]
+    wanted = sorted((row for row in range(ROWS) if tokens[row]), key=lambda row: tokens[row])
+    assert [pick["row"] for pick in picks(held, "law")] == wanted[:48]
 
 
 @pytest.fixture

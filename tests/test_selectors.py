@@ -292,7 +292,7 @@ def test_a_row_that_is_not_free_is_refused(pool, target):
             "from g2is_ray.selector import Selector\n"
             "class Own(Selector):\n reads = frozenset({'text'})\n picks = None",
             "own.py:Own",
-            "reads may hold gradients, embeddings, graph, texts, seed, got text",
+            "reads may hold gradients, embeddings, graph, texts, tokens, seed, got text",
         ),
         (
             "from g2is_ray.selector import Selector\n"

@@ -1,0 +1,31 @@
+"""A control for length: rows drawn at random among those with short answers.
+
+    g2is compare --methods random short=benchmarks/short_answers.py:ShortAnswers ...
+
+Methods differ in the length of rows that they prefer. If a selection beats random rows, but not
+random rows that are as short, it is the length that helped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g2is_ray.selector import Choice, Pool, Selector, Target
+
+MOST_TOKENS = 50
+"""Supervised tokens of the longest rows that are drawn."""
+
+
+class ShortAnswers(Selector):
+    """Rows of at most `MOST_TOKENS` supervised tokens, drawn at random; then the others."""
+
+    reads = frozenset({"tokens", "seed"})
+    step = "random"
+
+    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        rows = np.random.default_rng(pool.seed).permutation(np.flatnonzero(pool.free))
+        short = pool.tokens[rows] <= MOST_TOKENS
+        return ((row, np.nan) for row in np.concatenate([rows[short], rows[~short]]).tolist())
