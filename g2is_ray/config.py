@@ -148,9 +148,6 @@ class GradientSettings:
     projection_dim times the work. none: every LoRA number of a row is kept, 2 bytes each."""
     projection_dim: Annotated[int, Field(ge=2)] = 8192
     """Dimensions that gradients are projected to; disk is 2 bytes x this per row."""
-    momentum: bool = True
-    """Keep the warm-up's momentum in the pool's gradients, as published. It is a direction that all
-    of them share; center takes it away later, without another pass over the pool."""
     lora_layers: Annotated[str, Field(pattern=r"^(all|last:[1-9]\d*)$")] = "all"
     """Layers whose adapters count: all, or last:N, where the backward pass stops N layers down."""
 

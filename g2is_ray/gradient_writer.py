@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from g2is_ray import checkpoints, models
 from g2is_ray.adapted import gradient_linears
@@ -41,7 +40,6 @@ class GradientWriter(FeatureWriter):
         execution: ExecutionSettings,
         max_tokens: int,
     ) -> None:
-        self._momentum = gradients.momentum
         tokenizer = models.load_tokenizer(model)
         super().__init__(workspace, ChatEncoder(tokenizer, max_tokens=max_tokens))
         self._model = checkpoints.load_model(workspace, model, execution.attention)
@@ -50,7 +48,7 @@ class GradientWriter(FeatureWriter):
         self._computer = GradientComputer(
             self._model,
             self._projection(gradients, seed),
-            self._put(self._held[-1]),
+            checkpoints.put(self._model, self._held[-1]),
             pad_id=tokenizer.pad_token_id or 0,
             token_budget=token_budget(execution),
             lora_layers=gradients.lora_layers,
@@ -65,13 +63,6 @@ class GradientWriter(FeatureWriter):
             for name, module in gradient_linears(self._model, settings.lora_layers).items()
         }
         return make_projection(settings.projection, settings.projection_dim, seed.seed, sizes)
-
-    def _put(self, held: checkpoints.Checkpoint) -> models.Moments:
-        """Give the model a checkpoint's adapter; returns the moments to adjust with."""
-        moments = checkpoints.put(self._model, held)
-        if self._momentum:
-            return moments
-        return {name: (torch.zeros_like(m), v) for name, (m, v) in moments.items()}
 
     def _prefix(self, number: int) -> str:
         """What tells checkpoints' parameters apart, so that each is projected by itself."""
@@ -95,7 +86,7 @@ class GradientWriter(FeatureWriter):
         total = np.zeros((len(examples), self._computer.dimensions), dtype=np.float32)
         invalid: dict[int, str] = {}
         for number, (weight, held) in enumerate(zip(self._weights, self._held, strict=True)):
-            self._computer.use(self._put(held), self._prefix(number))
+            self._computer.use(checkpoints.put(self._model, held), self._prefix(number))
             result = self._computer.compute(examples, adjust=adjust)
             total += np.float32(np.sqrt(weight)) * normalize(result.projected)
             invalid |= result.invalid
