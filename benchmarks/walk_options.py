@@ -37,16 +37,10 @@ STEPS: dict[str, dict[str, Any]] = {  # each on top of those before it
     "+ uncentered": {"pca": "uncentered"},
     "+ orient": {"orient": True},
 }
-SUM, SELECTION = {"conflict": "sum"}, {"conflict_with": "selection"}
 OPTIONS: dict[str, dict[str, Any]] = {  # each on top of the recommended preset alone
     "recommended": {},
-    "sum": SUM,
-    "selection": SELECTION,
-    "sum, selection": SUM | SELECTION,
     **{f"similarity {bound}": {"max_similarity": bound} for bound in (0.9, 0.8, 0.7)},
     **{f"within {share}": {"within": share} for share in (0.5, 0.25, 0.1)},
-    "selection, similarity 0.8": SELECTION | {"max_similarity": 0.8},
-    "sum, selection, similarity 0.8": SUM | SELECTION | {"max_similarity": 0.8},
 }
 COUNTED = ("anchors", "neighbors", "fallbacks", *PassedOver._fields)
 COLUMNS = (

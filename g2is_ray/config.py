@@ -188,16 +188,9 @@ class WalkSettings:
     gradient: the smaller, the less a walk drifts, and the more it picks as less does (paper: 1)."""
     on_exhausted: Literal["stop", "restart"] = "restart"
     """When nothing qualifies: stop short of the budget (paper), or restart at the next anchor."""
-    conflict: Literal["pairs", "sum"] = "pairs"
-    """Refuse rows whose cosine to any of the picks is negative (pairs, paper), or to their sum.
-    With sum a refused row may fit later, so it is read again. Anchors are not checked."""
-    conflict_with: Literal["path", "selection"] = "path"
-    """Picks that conflict and max_similarity look at: those since the anchor (path, paper), or all
-    so far, of all components; these are held in memory, 4 bytes a dimension."""
     max_similarity: Share = 1.0
-    """Refuse near-duplicates: rows whose cosine to any of those picks is above this; 1 is off
-    (paper). With conflict_with selection anchors are checked too, so that no two picks are more
-    similar, and part of the budget may be left."""
+    """Refuse near-duplicates: rows whose cosine to any of the picks since the anchor is above this;
+    1 is off (paper)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -312,8 +305,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pca": "uncentered",
         "orient": True,
         "on_exhausted": "restart",
-        "conflict": "pairs",
-        "conflict_with": "path",
         "max_similarity": 1.0,
         "within": 1.0,
     },
@@ -323,8 +314,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pca": "centered",
         "orient": False,
         "on_exhausted": "stop",
-        "conflict": "pairs",
-        "conflict_with": "path",
         "max_similarity": 1.0,
         "within": 1.0,
     },

@@ -199,8 +199,6 @@ def _nearest(
 def _why_short(settings: WalkSettings) -> str:
     if settings.on_exhausted == "stop":
         return "nothing else qualified, and on_exhausted is stop"
-    if settings.max_similarity < 1 and settings.conflict_with == "selection":
-        return "every other usable row is more similar to a pick than max_similarity"
     if settings.within < 1:
         return "every usable row within the nearest of the pool is picked; raise within"
     return "every usable row is picked"

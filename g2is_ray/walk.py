@@ -4,8 +4,8 @@ Source: G2IS (arXiv 2502.11062), section 3, as its authors' code does it. What g
 an option of `WalkSettings`, and off in the preset `paper`.
 
 The pool is never held. One pass gives c·x of every row with every component; after that
-only candidates are read. What is held is 4 bytes per row and component, about 50 per row
-for the component at hand, and the picks that candidates are compared with.
+only candidates are read. What is held is 4 bytes per row and component, about 40 per row
+for the component at hand, and the members of the path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from g2is_ray.rows import Rows
 
 _FIRST_BLOCK = 16  # candidates looked at first; doubled from block to block
 _BLOCK_NUMBERS = 2**18  # float32 numbers of the largest block: 1 MiB, which stays in the cache
-_FIRST_PICKS = 32  # picks compared with first; doubled from chunk to chunk
+_FIRST_MEMBERS = 32  # of a path compared with first; doubled from chunk to chunk
 
 
 class Neighbors(Protocol):
@@ -36,7 +36,7 @@ class Neighbors(Protocol):
 class PassedOver(NamedTuple):
     """Free neighbors of the last pick that did not qualify, by the first rule they broke.
 
-    A row that the picks rule out for good is counted under the earliest pick that does.
+    A row that members of the path rule out is counted under the earliest that does.
     """
 
     conflicting: int = 0
@@ -108,13 +108,13 @@ class Walk:
         self._x, self._neighbors, self._along = x, neighbors, along
         self._free = valid.copy()  # not yet picked, and valid
         self._settings = settings
-        self._picked: list[int] = []
+        self._rank = 0
 
     def repeat(self, picks: Iterable[Pick]) -> None:
         """Take picks of an earlier walk as made, instead of looking for them."""
         for pick in picks:
             self._free[pick.row] = False
-            self._picked.append(pick.row)
+            self._rank = pick.rank + 1
 
     def component(
         self,
@@ -134,7 +134,7 @@ class Walk:
         if within is not None:
             free &= within
         order: NDArray[np.integer] = np.argsort(-along, kind="stable")
-        compared = path = None
+        path = None
         while budget > 0:
             step = "neighbor"
             found = path.next_neighbor(self._neighbors) if path else None
@@ -144,137 +144,39 @@ class Walk:
             if found is None:
                 if path and self._settings.on_exhausted == "stop":
                     return
-                compared = self._begin_path(compared)
-                order = compared.from_dissimilar(order[free[order]])
+                order = order[free[order]]
                 if not len(order):
                     return
-                path = _Path(self._x, along, order, free, compared, self._settings.delta)
+                path = _Path(self._x, along, order, free, self._settings)
                 step, found = "anchor", path.anchor()
             row, similarity = found
             budget -= cost(row)
             if budget < 0:
                 return  # it stays free for another component, where it may fit
-            rank, why = len(self._picked), passed._asdict()
-            self._picked.append(row)
+            rank, why = self._rank, passed._asdict()
+            self._rank += 1
             self._free[row] = False
             yield Pick(rank=rank, row=row, component=index, step=step, similarity=similarity, **why)
-
-    def _begin_path(self, compared: _Compared | None) -> _Compared:
-        """What candidates of the next path are compared with, given what they were so far.
-
-        Earlier picks are read anew for each component, so that its picks are the same to the
-        last bit whether the walk was interrupted before it or not.
-        """
-        with_all = self._settings.conflict_with == "selection"
-        if compared is None or not with_all:
-            return _Compared(self._x, self._picked if with_all else [], self._settings)
-        compared.begin_path()
-        return compared
-
-
-class _Compared:
-    """Rows of the pool compared with picks: the members of the path (S), perhaps after others.
-
-    Picks are only added, so a dot product of a row with one stays what it is:
-
-    1. Each is formed once. A row remembers how many picks it was compared with, from the
-       first on, and the sums of those products.
-    2. A pick that conflicts with a row, or is too similar to it, rules it out: it is never
-       looked at again.
-
-    Only `from_dissimilar` forms products again, of the few rows that it looks at.
-    """
-
-    def __init__(self, x: Rows, picked: Sequence[int], settings: WalkSettings) -> None:
-        self._x = x
-        self._least = 0.0 if settings.conflict == "pairs" else -np.inf
-        # The cosine of equal rows may be rounded to more than 1.
-        self._most = settings.max_similarity if settings.max_similarity < 1 else np.inf
-        room = np.empty((_FIRST_PICKS, x.dimensions), dtype=np.float32)
-        self._picks = np.concatenate([x.take(np.array(picked, dtype=np.int64)), room])
-        self._length = self._path = len(picked)  # S begins at `_path`
-        self._compared = np.zeros(len(x), dtype=np.int32)  # picks compared with
-        self._totals = np.zeros(len(x))  # of the dot products with those
-        self.sums = np.zeros(len(x))  # of those with members of S
-        self.latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
-        self.open = np.ones(len(x), dtype=bool)  # not ruled out, as far as compared
-        self._similar = np.zeros(len(x), dtype=bool)  # ruled out for that, and not for a conflict
-
-    def begin_path(self) -> None:
-        """Begin an empty S; what rules rows out stays."""
-        self._path = self._length
-        self.sums[:] = 0
-
-    def add(self, x_d: NDArray[np.float32]) -> None:
-        if self._length == len(self._picks):
-            self._picks = np.concatenate([self._picks, np.empty_like(self._picks)])
-        self._picks[self._length] = x_d
-        self._length += 1
-
-    def compare(self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]) -> None:
-        """Compare rows with the picks they were not compared with yet, up to one that rules out."""
-        compared = self._compared[rows]
-        for start in np.unique(compared):
-            here = np.flatnonzero(compared == start)
-            size = _FIRST_PICKS
-            while start < self._length and len(here):
-                end = min(start + size, self._length)
-                dots_bs = dot_products(x_bd[here], self._picks[start:end])
-                self._rule_out(rows[here], dots_bs)
-                still = self.open[rows[here]]
-                here, dots_bs = here[still], dots_bs[still]
-                in_path_bs = dots_bs[:, max(0, self._path - start) :]
-                self._totals[rows[here]] += dots_bs.sum(axis=1, dtype=np.float64)
-                self.sums[rows[here]] += in_path_bs.sum(axis=1, dtype=np.float64)
-                self.latest[rows[here]] = dots_bs[:, -1]
-                start, size = end, 2 * size
-            self._compared[rows[here]] = self._length
-
-    def _rule_out(self, rows: NDArray[np.integer], dots_bs: NDArray[np.float32]) -> None:
-        """Rule out rows because of their products; the earliest such pick says why."""
-        refused_bs = (dots_bs < self._least) | (dots_bs > self._most)
-        refused = refused_bs.any(axis=1)
-        first = dots_bs[np.arange(len(rows)), refused_bs.argmax(axis=1)]
-        self.open[rows] = ~refused
-        self._similar[rows] = refused & (first >= 0)
-
-    def agree(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Which rows, if compared with all picks, neither conflict nor are too similar."""
-        # Where no product is negative neither is the sum: this holds for both kinds of conflict.
-        return self.open[rows] & (self._totals[rows] >= 0)
-
-    def passed_over(self, rows: NDArray[np.integer]) -> PassedOver:
-        """Why these rows, compared with all picks unless ruled out, did not qualify."""
-        similar, agree = self._similar[rows], self.agree(rows)
-        counts = (~agree & ~similar).sum(), similar.sum(), agree.sum()
-        return PassedOver(*map(int, counts))
-
-    def from_dissimilar(self, order: NDArray[np.integer]) -> NDArray[np.integer]:
-        """`order` from the first row on that is too similar to no pick."""
-        while len(order) and self._length and self._most < np.inf:
-            rows = order[:_FIRST_BLOCK]
-            dots_bs = dot_products(self._x.take(rows), self._picks[: self._length])
-            fits = (dots_bs <= self._most).all(axis=1)
-            if fits.any():
-                return order[fits.argmax() :]
-            order = order[_FIRST_BLOCK:]
-        return order
 
 
 Found = tuple[int, float]  # a row, and its similarity as in `Pick`
 
 
 class _Path:
-    """The examples picked since the last anchor (S), and the search for the next.
+    """The examples picked since the last anchor (S), and what each candidate has to do with them.
 
-    A row that was looked at by a fallback, and did not qualify, but which no pick rules out,
-    waits: it comes before all rows that no fallback looked at.
+    S only grows, so a dot product of a candidate with a member stays what it is:
+
+    1. Each is formed once. A row remembers how many members it was compared with, from the
+       first on, and the sum of those products.
+    2. A member that conflicts with a row, or is too similar to it, rules it out: it is never
+       looked at again.
+    3. A row that was looked at by a fallback, and did not qualify, but which no member rules
+       out, waits: it comes before all rows that no fallback looked at.
 
     Args:
         order: rows that may be picked, in descending c·x.
         free: rows [n] that nobody has picked; picks are marked here.
-        compared: what candidates are compared with; picks are added.
-        delta: share of the path's |cos| with the component that a step must keep.
     """
 
     def __init__(
@@ -283,14 +185,22 @@ class _Path:
         along: NDArray[np.float32],
         order: NDArray[np.integer],
         free: NDArray[np.bool_],
-        compared: _Compared,
-        delta: float,
+        settings: WalkSettings,
     ) -> None:
         self._x, self._along, self._order, self._free = x, along, order, free
-        self._compared, self._delta = compared, delta
+        self._delta = settings.delta
+        # The cosine of equal rows may be rounded to more than 1.
+        self._most = settings.max_similarity if settings.max_similarity < 1 else np.inf
+        self._members = np.empty((_FIRST_MEMBERS, x.dimensions), dtype=np.float32)
+        self._length = 0
         self._last = -1
         self._squared_norm = 0.0  # |sum of S|^2
         self._sum_along = 0.0  # (sum of S) · c
+        self._compared = np.zeros(len(x), dtype=np.int32)  # members compared with
+        self._sums = np.zeros(len(x))  # of the dot products with those
+        self._latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
+        self._conflicts = np.zeros(len(x), dtype=bool)
+        self._similar = np.zeros(len(x), dtype=bool)  # ruled out for that, and not for a conflict
         self._waiting = order[:0]
         self._ahead = 0  # where in `order` no fallback has been yet
         self._largest = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)  # block
@@ -307,25 +217,30 @@ class _Path:
         near = neighbors[self._last]
         near = near[near >= 0]
         near = near[self._free[near]]
-        picked = self._pick_first(self._open(near))
+        picked = self._pick_first(near[self._open(near)])
         if picked:
             near = near[: int(np.argmax(near == self._last))]
-        self.passed_over = self._compared.passed_over(near)
-        return (self._last, float(self._compared.latest[self._last])) if picked else None
+        ruled_out = self._conflicts[near], self._similar[near], self._open(near)
+        self.passed_over = PassedOver(*(int(rows.sum()) for rows in ruled_out))
+        return (self._last, float(self._latest[self._last])) if picked else None
 
     def fallback(self) -> Found | None:
         """Pick the row with the largest c·x, of those that qualify."""
-        self._waiting = self._open(self._waiting)
+        self._waiting = self._left(self._waiting)
         picked, size = self._pick_first(self._waiting), _FIRST_BLOCK
         while not picked and self._ahead < len(self._order):
-            block = self._open(self._order[self._ahead : self._ahead + size])
+            block = self._left(self._order[self._ahead : self._ahead + size])
             self._ahead += size
             picked, size = self._pick_from(block), min(2 * size, self._largest)
-            self._waiting = np.concatenate([self._waiting, self._open(block)])
+            self._waiting = np.concatenate([self._waiting, self._left(block)])
         return (self._last, float(self._along[self._last])) if picked else None
 
-    def _open(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-        return rows[self._free[rows] & self._compared.open[rows]]
+    def _open(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of `rows` no member rules out, as far as they were compared."""
+        return ~(self._conflicts[rows] | self._similar[rows])
+
+    def _left(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        return rows[self._free[rows] & self._open(rows)]
 
     def _pick_first(self, candidates: NDArray[np.integer]) -> bool:
         start, size = 0, _FIRST_BLOCK
@@ -338,36 +253,64 @@ class _Path:
     def _pick_from(self, rows: NDArray[np.integer]) -> bool:
         """Pick the first of `rows` that qualifies, if there is one."""
         x_bd = self._x.take(rows)
-        self._compared.compare(rows, x_bd)
+        self._compare(rows, x_bd)
         accepted = self._accepted(rows, x_bd)
         if not len(accepted):
             return False
         self._add(int(rows[accepted[0]]), x_bd[accepted[0]])
         return True
 
+    def _compare(self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]) -> None:
+        """Compare rows with the members that they were not compared with yet."""
+        compared = self._compared[rows]
+        for start in np.unique(compared):
+            here = np.flatnonzero(compared == start)
+            size = _FIRST_MEMBERS
+            while start < self._length and len(here):
+                end = min(start + size, self._length)
+                dots_bs = dot_products(x_bd[here], self._members[start:end])
+                self._rule_out(rows[here], dots_bs)
+                still = self._open(rows[here])
+                here, dots_bs = here[still], dots_bs[still]
+                self._sums[rows[here]] += dots_bs.sum(axis=1, dtype=np.float64)
+                self._latest[rows[here]] = dots_bs[:, -1]
+                start, size = end, 2 * size
+            self._compared[rows[here]] = self._length
+
+    def _rule_out(self, rows: NDArray[np.integer], dots_bs: NDArray[np.float32]) -> None:
+        """Rule out rows because of their products; the earliest such member says why."""
+        refused_bs = (dots_bs < 0) | (dots_bs > self._most)
+        refused = refused_bs.any(axis=1)
+        first = dots_bs[np.arange(len(rows)), refused_bs.argmax(axis=1)]
+        self._conflicts[rows] = refused & (first < 0)
+        self._similar[rows] = refused & (first >= 0)
+
     def _accepted(
         self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]
     ) -> NDArray[np.integer]:
-        """Which candidates, by index, agree with the picks and keep the path consistent."""
-        here = np.flatnonzero(self._compared.agree(rows))
+        """Which candidates, by index, no member rules out, and keep the path consistent."""
+        here = np.flatnonzero(self._open(rows))
         rows, x_bd = rows[here], x_bd[here]
         norms = np.einsum("bd,bd->b", x_bd, x_bd, dtype=np.float64)
-        squared = self._squared_norm + 2 * self._compared.sums[rows] + norms
+        squared = self._squared_norm + 2 * self._sums[rows] + norms
         along = self._sum_along + self._along[rows].astype(np.float64)
         now = _cosine(self._sum_along, self._squared_norm)
         return here[_cosine(along, squared) >= self._delta * now]
 
     def _add(self, row: int, x_d: NDArray[np.float32]) -> None:
-        self._compared.add(x_d)
-        self._squared_norm += 2 * float(self._compared.sums[row]) + float(x_d @ x_d)
+        if self._length == len(self._members):
+            self._members = np.concatenate([self._members, np.empty_like(self._members)])
+        self._members[self._length] = x_d
+        self._length += 1
+        self._squared_norm += 2 * float(self._sums[row]) + float(x_d @ x_d)
         self._sum_along += float(self._along[row])
         self._free[row] = False
         self._last = row
 
 
-def dot_products(x_bd: NDArray[np.float32], picks_sd: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All dot products [b, s] of candidates with picks; nothing else forms any."""
-    return x_bd @ picks_sd.T
+def dot_products(x_bd: NDArray[np.float32], members_sd: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All dot products [b, s] of candidates with members; nothing else forms any."""
+    return x_bd @ members_sd.T
 
 
 def _cosine(along: NDArray[np.float64] | float, squared_norm: NDArray[np.float64] | float):  # type: ignore[no-untyped-def]

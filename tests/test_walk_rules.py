@@ -1,6 +1,5 @@
 """The walk's options pick what a literal transcription of their rules picks, and count alike."""
 
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -16,14 +15,13 @@ from g2is_ray.walk import Pick, align, dot_products, walk
 
 ROWS, DIMENSIONS = 60, 6
 CONFLICT, SIMILAR, INCONSISTENT = "conflicting", "too_similar", "inconsistent"
-OPTIONS = list(itertools.product(["pairs", "sum"], ["path", "selection"], [1.0, 0.5]))
 
 
 @pytest.fixture(autouse=True)
 def compared_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with many more rows and picks than are looked at first."""
     monkeypatch.setattr("g2is_ray.walk._FIRST_BLOCK", 2)
-    monkeypatch.setattr("g2is_ray.walk._FIRST_PICKS", 2)
+    monkeypatch.setattr("g2is_ray.walk._FIRST_MEMBERS", 2)
 
 
 def small_numbers(rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -42,18 +40,13 @@ def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple
     picks: list[tuple] = []
     rows: list[int] = []
 
-    def too_similar(row: int, to: list[int]) -> bool:
-        return rules.max_similarity < 1 and any(x[row] @ x[y] > rules.max_similarity for y in to)
-
-    def broken(row: int, path: list[int], to: list[int], c: np.ndarray) -> str:
+    def broken(row: int, path: list[int], c: np.ndarray) -> str:
         """The first rule that a row breaks, if it breaks one."""
-        for y in to:
-            if rules.conflict == "pairs" and x[row] @ x[y] < 0:
+        for y in path:
+            if x[row] @ x[y] < 0:
                 return CONFLICT
-            if too_similar(row, [y]):
+            if rules.max_similarity < 1 and x[row] @ x[y] > rules.max_similarity:
                 return SIMILAR
-        if rules.conflict == "sum" and x[row] @ x[to].sum(axis=0) < 0:
-            return CONFLICT
         kept = cosine(c, x[[*path, row]]) >= rules.delta * cosine(c, x[path])
         return "" if kept else INCONSISTENT
 
@@ -63,26 +56,23 @@ def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple
         while len(rows) < until:
             free = [row for row in range(len(x)) if x[row].any() and row not in rows]
             by_component = sorted(free, key=lambda row: (-float(c @ x[row]), row))
-            to = rows if rules.conflict_with == "selection" else path
             passed: Counter[str] = Counter()
             found, step = None, "neighbor"
             if path:
                 for row in (row for row in near[path[-1]] if row in free):
-                    if not (rule := broken(row, path, to, c)):
+                    if not (rule := broken(row, path, c)):
                         found = int(row)
                         break
                     passed[rule] += 1
                 if found is None:
                     step = "fallback"
-                    fits = (row for row in by_component if not broken(row, path, to, c))
+                    fits = (row for row in by_component if not broken(row, path, c))
                     found = next(fits, None)
                 if found is None and rules.on_exhausted == "stop":
                     break
             if found is None:
                 step, path = "anchor", []
-                to = rows if rules.conflict_with == "selection" else path
-                fits = (row for row in by_component if not too_similar(row, to))
-                found = next(fits, None)
+                found = next(iter(by_component), None)
             if found is None:
                 break
             path.append(found)
@@ -97,14 +87,9 @@ def told(pick: Pick) -> tuple:
 
 
 @pytest.mark.parametrize("on_exhausted", ["stop", "restart"])
-@pytest.mark.parametrize(("conflict", "conflict_with", "max_similarity"), OPTIONS)
-def test_a_walk_is_its_rules(conflict, conflict_with, max_similarity, on_exhausted):
-    rules = {
-        "conflict": conflict,
-        "conflict_with": conflict_with,
-        "max_similarity": max_similarity,
-        "on_exhausted": on_exhausted,
-    }
+@pytest.mark.parametrize("max_similarity", [1.0, 0.5])
+def test_a_walk_is_its_rules(max_similarity, on_exhausted):
+    rules = {"max_similarity": max_similarity, "on_exhausted": on_exhausted}
     steps, passed = Counter[str](), Counter[str]()
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -128,16 +113,9 @@ def unit_rows(rows: int) -> np.ndarray:
     return normalize((rng.standard_normal((rows, DIMENSIONS)) + 0.3).astype(np.float32))
 
 
-@pytest.mark.parametrize(("conflict", "conflict_with", "max_similarity"), OPTIONS)
-def test_it_goes_on_after_any_component_as_if_it_had_not_ended(
-    conflict, conflict_with, max_similarity
-):
-    settings = WalkSettings(
-        explained_variance=1.0,
-        conflict=conflict,
-        conflict_with=conflict_with,
-        max_similarity=max_similarity,
-    )
+@pytest.mark.parametrize("max_similarity", [1.0, 0.5])
+def test_it_goes_on_after_any_component_as_if_it_had_not_ended(max_similarity):
+    settings = WalkSettings(explained_variance=1.0, max_similarity=max_similarity)
     x, near = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6)
     knowledge = knowledge_of(unit_rows(20)[::2], DIMENSIONS, settings)
     [along], valid = align(x, [knowledge.directions])
@@ -169,38 +147,24 @@ def test_a_walk_within_the_nearest_rows_is_one_on_which_no_others_may_be_picked(
     )
 
 
-def test_no_two_picks_are_more_similar_than_the_bound_and_no_more_could_be_picked():
-    x = unit_rows(120)
-    rules = {"delta": 0.8, "on_exhausted": "restart", "conflict_with": "selection"}
-    axes = np.eye(DIMENSIONS)[:2]
-    picks = list(walk(ArrayRows(x), knn_graph(x, 6), axes, [120, 120], max_similarity=0.8, **rules))
-    rows = [pick.row for pick in picks]
-    cosines = x @ x[rows].T
-    assert np.sum(cosines[rows] > 0.8) == len(rows)  # each with itself
-    assert len(rows) < 120
-    assert (cosines > 0.8).any(axis=1).all()
-
-
 def test_without_a_bound_equal_rows_are_picked_though_their_cosine_is_above_one():
     above = next(row for row in unit_rows(500) if row @ row > 1)
     x = np.tile(above, (20, 1))
-    picks = walk(
-        ArrayRows(x), knn_graph(x, 4), x[:1], [20], conflict_with="selection", max_similarity=1.0
-    )
+    picks = walk(ArrayRows(x), knn_graph(x, 4), x[:1], [20], max_similarity=1.0)
     assert sorted(pick.row for pick in picks) == list(range(20))
 
 
-def test_a_component_forms_no_dot_product_with_any_pick_twice(monkeypatch):
+def test_a_path_forms_no_dot_product_twice(monkeypatch):
     formed: Counter[tuple[bytes, bytes]] = Counter()
 
-    def counted(x_bd: np.ndarray, picks_sd: np.ndarray) -> np.ndarray:
-        formed.update((x.tobytes(), y.tobytes()) for x in x_bd for y in picks_sd)
-        return dot_products(x_bd, picks_sd)
+    def counted(x_bd: np.ndarray, members_sd: np.ndarray) -> np.ndarray:
+        formed.update((x.tobytes(), y.tobytes()) for x in x_bd for y in members_sd)
+        return dot_products(x_bd, members_sd)
 
     monkeypatch.setattr("g2is_ray.walk.dot_products", counted)
     x = unit_rows(120)
-    rules = {"conflict_with": "selection", "on_exhausted": "restart"}
-    picks = list(walk(ArrayRows(x), knn_graph(x, 6), np.eye(DIMENSIONS)[:1], [100], **rules))
+    axis, rules = np.eye(DIMENSIONS)[:1], {"on_exhausted": "stop"}
+    picks = list(walk(ArrayRows(x), knn_graph(x, 6), axis, [100], **rules))
     steps = Counter(pick.step for pick in picks)
-    assert min(steps["anchor"], steps["neighbor"], steps["fallback"]) > 1
+    assert min(steps["neighbor"], steps["fallback"]) > 1
     assert max(formed.values()) == 1
