@@ -105,9 +105,9 @@ class Measures:
     """Numbers about a selection that the walk itself does not know."""
 
     def __init__(self, held: Workspace, features: Features) -> None:
-        rows = list(ExampleSet(held, POOL).read_all(["group", "supervised_tokens"]))
-        self._groups = [row["group"] for row in rows]
-        self._tokens = np.array([row["supervised_tokens"] for row in rows])
+        pool = ExampleSet(held, POOL)
+        self._groups = [row["group"] for row in pool.read_all(["group"])]
+        self._tokens = pool.supervised_tokens()
         self._x = FeatureSet(held, features, center=True)
         self._held = held
 

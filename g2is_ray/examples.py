@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from g2is_ray import scratch
 from g2is_ray.chat import ChatEncoder
@@ -78,6 +79,11 @@ class ExampleSet:
         """Every row in order."""
         for part in range(self.parts):
             yield from self.read(part, columns)
+
+    def supervised_tokens(self) -> NDArray[np.int64]:
+        """Supervised tokens [n] of each row."""
+        rows = self.read_all(["supervised_tokens"])
+        return np.fromiter((row["supervised_tokens"] for row in rows), dtype=np.int64)
 
     def take(
         self, rows: Iterable[int], columns: Sequence[str] | None = None

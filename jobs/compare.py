@@ -24,12 +24,13 @@ from g2is_ray.config import (
     WalkSettings,
 )
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import comparison_file, comparison_stage
+from g2is_ray.examples import ExampleSet
+from g2is_ray.layout import POOL, comparison_file, comparison_stage
 from g2is_ray.methods import CompareSettings, Method, methods_of
 from g2is_ray.trials import Trial
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
-from jobs.selection import make_selections, pool_tokens
+from jobs.selection import make_selections
 from jobs.selection_tasks import Task, task_of
 from jobs.session import Session
 from jobs.tune import tuning_plan
@@ -42,7 +43,7 @@ def compare(session: Session) -> None:
     settings = session.settings(CompareSettings)
     methods = methods_of("methods", settings.methods)
     _check(session, settings, methods)
-    tokens = pool_tokens(session.workspace)
+    tokens = ExampleSet(session.workspace, POOL).supervised_tokens()
     amount = _budget(session, tokens)
     tasks = {
         (target, method.name): _tasks(session, target, amount, method, settings.seeds)

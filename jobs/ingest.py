@@ -21,11 +21,14 @@ from g2is_ray.config import (
     as_dict,
 )
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.examples import write_examples
+from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.sources import describe, expand
+from g2is_ray.workspace import Workspace
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
+
+_UNLIKE = 4  # times as many supervised tokens a row
 
 
 def ingest(session: Session) -> None:
@@ -46,6 +49,7 @@ def ingest(session: Session) -> None:
         _read(session, f"targets/{name}/val", [file], max_rows=targets.max_target_rows)
     for name, file in targets.test.items():
         _read(session, f"targets/{name}/test", [file])
+        _warn_of_unlike(session.workspace, name)
 
 
 def _read(
@@ -123,6 +127,23 @@ def _decides(model: ModelSettings, read: ReadSettings, schema: str) -> dict[str,
 def _content(described: dict[str, Any]) -> dict[str, Any]:
     """What tells a file's content from another's, whatever it is called."""
     return {k: v for k, v in described.items() if k != "name"} or described
+
+
+def _warn_of_unlike(workspace: Workspace, target: str) -> None:
+    """Say if a target's own answers are of another length than those it is measured with.
+
+    What is most like the target then need not help with the test: docs/evidence.md has a case.
+    """
+    own, test = (
+        ExampleSet(workspace, f"targets/{target}/{kind}").supervised_tokens().mean()
+        for kind in ("val", "test")
+    )
+    if max(own, test) > _UNLIKE * min(own, test):
+        log.warning(
+            "target %s: its rows have %.0f supervised tokens on average, its test rows %.0f; what "
+            "suits one may not help with the other",
+            *(target, own, test),
+        )
 
 
 def _log_rows(stage: str, receipt: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ class _Source:
 
     @cached_property
     def supervised_tokens(self) -> NDArray[np.int64]:
-        return pool_tokens(self.workspace)
+        return self.examples.supervised_tokens()
 
     def texts(self) -> Iterator[str]:
         return (_text(row["messages"]) for row in self.examples.read_all(["messages"]))
@@ -124,12 +124,6 @@ class _Source:
         if tokens:
             return Budget(amount=main["supervised_tokens"], tokens=self.supervised_tokens)
         return Budget(amount=main["selected"])
-
-
-def pool_tokens(workspace: Workspace) -> NDArray[np.int64]:
-    """Supervised tokens [n] of each row of the pool."""
-    rows = ExampleSet(workspace, POOL).read_all(["supervised_tokens"])
-    return np.fromiter((row["supervised_tokens"] for row in rows), dtype=np.int64)
 
 
 def _text(messages: Sequence[dict[str, str]]) -> str:

@@ -286,3 +286,13 @@ def test_debug_shows_the_traceback(ingest):
 
     with pytest.raises(InputError):
         main(ingest("--debug", pool="none.jsonl"))
+
+
+def test_test_rows_of_another_length_than_the_target_are_pointed_out(
+    ingest, logging_as_before, capsys
+):
+    write("long.jsonl", *(row("1, " * 30) for _ in range(3)))
+    for test, pointed_out in (("val.jsonl", False), ("long.jsonl", True)):
+        given = ["--target", "law=val.jsonl", "--test", f"law={test}"]
+        assert main(ingest(*given, workspace=f"for-{test}")) == 0
+        assert ("target law: its rows have" in capsys.readouterr().err) == pointed_out
