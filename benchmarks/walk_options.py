@@ -3,7 +3,7 @@
     python benchmarks/walk_options.py --workspace runs/first --fraction 0.05 [--features embeddings]
 
 Nothing is written or tuned: this says what is picked, not whether it helps. A graph that the
-workspace lacks is built in memory. The columns conflicting, too_similar and inconsistent count
+workspace lacks is built in memory. The columns conflicting and inconsistent count
 nearer neighbors that were passed over; cos > 0.9 counts picks that have another so near. Cosines
 are of centered features in every row, so that rows can be compared.
 """
@@ -39,7 +39,6 @@ STEPS: dict[str, dict[str, Any]] = {  # each on top of those before it
 }
 OPTIONS: dict[str, dict[str, Any]] = {  # each on top of the recommended preset alone
     "recommended": {},
-    **{f"similarity {bound}": {"max_similarity": bound} for bound in (0.9, 0.8, 0.7)},
     **{f"within {share}": {"within": share} for share in (0.5, 0.25, 0.1)},
 }
 COUNTED = ("anchors", "neighbors", "fallbacks", *PassedOver._fields)

@@ -31,14 +31,13 @@ Features = Literal["gradients", "embeddings"]
 
 WALK, PAPER = "walk", "paper"
 SELECTORS = (
+    "facility-location",
     WALK,
     "random",
     "less",
     "less-round-robin",
     "gist",
     "graph-diverse",
-    "pagerank",
-    "facility-location",
     "rds",
     "tfidf",
     "bm25",
@@ -188,24 +187,20 @@ class WalkSettings:
     gradient: the smaller, the less a walk drifts, and the more it picks as less does (paper: 1)."""
     on_exhausted: Literal["stop", "restart"] = "restart"
     """When nothing qualifies: stop short of the budget (paper), or restart at the next anchor."""
-    max_similarity: Share = 1.0
-    """Refuse near-duplicates: rows whose cosine to any of the picks since the anchor is above this;
-    1 is off (paper)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectorSettings:
-    selector: Annotated[str, AfterValidator(_check_selector)] = WALK
-    """What selects: walk, random, less, less-round-robin, gist, graph-diverse, pagerank,
-    facility-location, rds, tfidf, bm25, or one of your own as FILE.py:CLASS or MODULE:CLASS, whose
-    code is run."""
+    selector: Annotated[str, AfterValidator(_check_selector)] = "facility-location"
+    """What selects: facility-location, walk, random, less, less-round-robin, gist, graph-diverse,
+    rds, tfidf, bm25, or one of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
     budget_tokens: Annotated[int, Field(ge=0)] = 0
     """Supervised tokens to select, in place of fraction; 0 means fraction. Supervised, because the
     loss is on those alone, so that selections of equal budgets are taught equally much. Picking
     ends before the first row that does not fit."""
     subtask_field: Text = "subtask"
-    """Column of the target's rows that names a row's subtask: less, gist, graph-diverse, pagerank
-    and facility-location take the mean within a subtask and the maximum over subtasks. Without it
+    """Column of the target's rows that names a row's subtask: less, gist, graph-diverse and
+    facility-location take the mean within a subtask and the maximum over subtasks. Without it
     a target is one subtask."""
 
 
@@ -300,26 +295,26 @@ class TrainingPlan:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {
+        "selector": "facility-location",
         "features": "gradients",
         "center": True,
         "pca": "uncentered",
         "orient": True,
         "on_exhausted": "restart",
-        "max_similarity": 1.0,
         "within": 1.0,
     },
     "paper": {
+        "selector": WALK,
         "features": "gradients",
         "center": False,
         "pca": "centered",
         "orient": False,
         "on_exhausted": "stop",
-        "max_similarity": 1.0,
         "within": 1.0,
     },
 }
-"""`paper` is the published procedure to the letter; with `recommended` conflicts and neighbors mean
-something on real gradients. Neither wins on all targets: docs/evidence.md."""
+"""`paper` is the published procedure to the letter; `recommended` is the best that is known. Its
+settings of the walk are for those who ask for one: docs/evidence.md."""
 
 T = TypeVar("T")
 

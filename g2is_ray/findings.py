@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 import g2is_ray
-from g2is_ray.config import PAPER, PRESETS, WALK, Features, GraphSettings
+from g2is_ray.config import PAPER, WALK, Features, GraphSettings
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
 from g2is_ray.layout import BASE, JOINT, score_name, variants_in
@@ -30,14 +30,6 @@ from g2is_ray.report import (
 from g2is_ray.workspace import Workspace
 
 _MAP_POINTS = 2000
-
-
-def preset_of(settings: dict[str, Any]) -> str:
-    """Name of the preset that the settings equal, or custom."""
-    for name, values in PRESETS.items():
-        if all(settings.get(key) == value for key, value in values.items()):
-            return name
-    return "custom"
 
 
 def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
@@ -138,11 +130,8 @@ def _title(settings: dict[str, Any], baseline: str) -> str:
     by_gradients = settings.get("features", "gradients") == "gradients"
     if baseline == PAPER:
         return "as published (preset paper)"
-    if selector == WALK:
-        named = baseline not in ("", WALK)
-        kind = "gradient walk" if by_gradients else "walk on embeddings"
-        return f"{kind} ({baseline if named else f'preset {preset_of(settings)}'})"
-    title = "random rows" if selector == "random" else f"selector {selector}"
+    titles = {WALK: "gradient walk" if by_gradients else "walk", "random": "random rows"}
+    title = titles.get(selector, f"selector {selector}")
     title += "" if by_gradients else " on embeddings"
     return title if baseline in ("", selector) else f"{title} ({baseline})"
 

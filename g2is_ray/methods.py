@@ -86,7 +86,7 @@ def parse_method(text: str) -> Method:
             "should have a name of letters, digits, '.', '_' and '-' that is not another's"
         )
     settings = dict(PRESETS[PAPER]) if selector == PAPER else {}
-    selector = WALK if selector == PAPER else selector
+    selector = settings.pop("selector", selector)
     return Method(name=name, selector=selector, settings=settings | _settings(selector, rest))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from g2is_ray.config import WALK, GraphSettings, is_own
 from g2is_ray.errors import InputError
-from g2is_ray.graph_selectors import FacilityLocation, GraphDiverse, PageRank
+from g2is_ray.graph_selectors import FacilityLocation, GraphDiverse
 from g2is_ray.influence import Gist, Less, LessRoundRobin, Rds
 from g2is_ray.lexical import Bm25, Tfidf
 from g2is_ray.selector import Choice, Pool, Reads, Selector, Target
@@ -45,7 +45,6 @@ _CLASSES: dict[str, type[Selector]] = {
     "less-round-robin": LessRoundRobin,
     "gist": Gist,
     "graph-diverse": GraphDiverse,
-    "pagerank": PageRank,
     "facility-location": FacilityLocation,
     "rds": Rds,
     "tfidf": Tfidf,

@@ -63,8 +63,7 @@ class ComponentRow:
     neighbors: int
     fallbacks: int
     conflicting: int = 0
-    """Nearer neighbors that were passed over, as are the next two; see `walk.PassedOver`."""
-    too_similar: int = 0
+    """Nearer neighbors that were passed over, as is the next; see `walk.PassedOver`."""
     inconsistent: int = 0
 
 

@@ -209,7 +209,7 @@ def _log_steps(label: str, selection: Selection) -> None:
     names = "anchors", "neighbors", "fallbacks", *PassedOver._fields
     log.info(
         "%s: %d anchors, %d neighbors, %d fallbacks; nearer neighbors passed over: "
-        "%d conflicting, %d too similar, %d inconsistent",
+        "%d conflicting, %d inconsistent",
         label,
         *(sum(component[name] for component in components) for name in names),
     )

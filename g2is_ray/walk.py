@@ -34,13 +34,9 @@ class Neighbors(Protocol):
 
 
 class PassedOver(NamedTuple):
-    """Free neighbors of the last pick that did not qualify, by the first rule they broke.
-
-    A row that members of the path rule out is counted under the earliest that does.
-    """
+    """Free neighbors of the last pick that did not qualify, by the first rule they broke."""
 
     conflicting: int = 0
-    too_similar: int = 0
     inconsistent: int = 0
 
 
@@ -52,7 +48,7 @@ class Pick:
     neighbor to the pick before it, and otherwise to the component. Other selectors have a step
     and a score of their own; where there is none, similarity is None.
 
-    The last three say how many free neighbors of the pick before, nearer than this one, did not
+    The last two say how many free neighbors of the pick before, nearer than this one, did not
     qualify: all of them where this one is no neighbor. See `PassedOver`.
     """
 
@@ -62,7 +58,6 @@ class Pick:
     step: str
     similarity: float | None
     conflicting: int = 0
-    too_similar: int = 0
     inconsistent: int = 0
 
 
@@ -147,7 +142,7 @@ class Walk:
                 order = order[free[order]]
                 if not len(order):
                     return
-                path = _Path(self._x, along, order, free, self._settings)
+                path = _Path(self._x, along, order, free, self._settings.delta)
                 step, found = "anchor", path.anchor()
             row, similarity = found
             budget -= cost(row)
@@ -169,14 +164,14 @@ class _Path:
 
     1. Each is formed once. A row remembers how many members it was compared with, from the
        first on, and the sum of those products.
-    2. A member that conflicts with a row, or is too similar to it, rules it out: it is never
-       looked at again.
-    3. A row that was looked at by a fallback, and did not qualify, but which no member rules
-       out, waits: it comes before all rows that no fallback looked at.
+    2. A row that conflicts with a member is never looked at again.
+    3. A row that was looked at by a fallback, does not conflict, but would not have kept the
+       path consistent, waits: it comes before all rows that no fallback looked at.
 
     Args:
         order: rows that may be picked, in descending c·x.
         free: rows [n] that nobody has picked; picks are marked here.
+        delta: share of the path's |cos| with the component that a step must keep.
     """
 
     def __init__(
@@ -185,12 +180,10 @@ class _Path:
         along: NDArray[np.float32],
         order: NDArray[np.integer],
         free: NDArray[np.bool_],
-        settings: WalkSettings,
+        delta: float,
     ) -> None:
         self._x, self._along, self._order, self._free = x, along, order, free
-        self._delta = settings.delta
-        # The cosine of equal rows may be rounded to more than 1.
-        self._most = settings.max_similarity if settings.max_similarity < 1 else np.inf
+        self._delta = delta
         self._members = np.empty((_FIRST_MEMBERS, x.dimensions), dtype=np.float32)
         self._length = 0
         self._last = -1
@@ -200,7 +193,6 @@ class _Path:
         self._sums = np.zeros(len(x))  # of the dot products with those
         self._latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
         self._conflicts = np.zeros(len(x), dtype=bool)
-        self._similar = np.zeros(len(x), dtype=bool)  # ruled out for that, and not for a conflict
         self._waiting = order[:0]
         self._ahead = 0  # where in `order` no fallback has been yet
         self._largest = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)  # block
@@ -217,30 +209,26 @@ class _Path:
         near = neighbors[self._last]
         near = near[near >= 0]
         near = near[self._free[near]]
-        picked = self._pick_first(near[self._open(near)])
+        picked = self._pick_first(self._open(near))
         if picked:
             near = near[: int(np.argmax(near == self._last))]
-        ruled_out = self._conflicts[near], self._similar[near], self._open(near)
-        self.passed_over = PassedOver(*(int(rows.sum()) for rows in ruled_out))
+        conflicting = int(self._conflicts[near].sum())
+        self.passed_over = PassedOver(conflicting, len(near) - conflicting)
         return (self._last, float(self._latest[self._last])) if picked else None
 
     def fallback(self) -> Found | None:
         """Pick the row with the largest c·x, of those that qualify."""
-        self._waiting = self._left(self._waiting)
+        self._waiting = self._open(self._waiting)
         picked, size = self._pick_first(self._waiting), _FIRST_BLOCK
         while not picked and self._ahead < len(self._order):
-            block = self._left(self._order[self._ahead : self._ahead + size])
+            block = self._open(self._order[self._ahead : self._ahead + size])
             self._ahead += size
             picked, size = self._pick_from(block), min(2 * size, self._largest)
-            self._waiting = np.concatenate([self._waiting, self._left(block)])
+            self._waiting = np.concatenate([self._waiting, self._open(block)])
         return (self._last, float(self._along[self._last])) if picked else None
 
-    def _open(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Which of `rows` no member rules out, as far as they were compared."""
-        return ~(self._conflicts[rows] | self._similar[rows])
-
-    def _left(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-        return rows[self._free[rows] & self._open(rows)]
+    def _open(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        return rows[self._free[rows] & ~self._conflicts[rows]]
 
     def _pick_first(self, candidates: NDArray[np.integer]) -> bool:
         start, size = 0, _FIRST_BLOCK
@@ -261,7 +249,7 @@ class _Path:
         return True
 
     def _compare(self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]) -> None:
-        """Compare rows with the members that they were not compared with yet."""
+        """Compare rows with the members they were not compared with yet, up to a conflict."""
         compared = self._compared[rows]
         for start in np.unique(compared):
             here = np.flatnonzero(compared == start)
@@ -269,27 +257,19 @@ class _Path:
             while start < self._length and len(here):
                 end = min(start + size, self._length)
                 dots_bs = dot_products(x_bd[here], self._members[start:end])
-                self._rule_out(rows[here], dots_bs)
-                still = self._open(rows[here])
-                here, dots_bs = here[still], dots_bs[still]
+                agrees = (dots_bs >= 0).all(axis=1)
+                self._conflicts[rows[here[~agrees]]] = True
+                here, dots_bs = here[agrees], dots_bs[agrees]
                 self._sums[rows[here]] += dots_bs.sum(axis=1, dtype=np.float64)
                 self._latest[rows[here]] = dots_bs[:, -1]
                 start, size = end, 2 * size
             self._compared[rows[here]] = self._length
 
-    def _rule_out(self, rows: NDArray[np.integer], dots_bs: NDArray[np.float32]) -> None:
-        """Rule out rows because of their products; the earliest such member says why."""
-        refused_bs = (dots_bs < 0) | (dots_bs > self._most)
-        refused = refused_bs.any(axis=1)
-        first = dots_bs[np.arange(len(rows)), refused_bs.argmax(axis=1)]
-        self._conflicts[rows] = refused & (first < 0)
-        self._similar[rows] = refused & (first >= 0)
-
     def _accepted(
         self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]
     ) -> NDArray[np.integer]:
-        """Which candidates, by index, no member rules out, and keep the path consistent."""
-        here = np.flatnonzero(self._open(rows))
+        """Which candidates, by index, conflict with no member and keep the path consistent."""
+        here = np.flatnonzero(~self._conflicts[rows])
         rows, x_bd = rows[here], x_bd[here]
         norms = np.einsum("bd,bd->b", x_bd, x_bd, dtype=np.float64)
         squared = self._squared_norm + 2 * self._sums[rows] + norms

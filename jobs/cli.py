@@ -298,7 +298,7 @@ def _add_settings(parser: argparse.ArgumentParser, classes: tuple[type, ...]) ->
             "--preset",
             choices=list(PRESETS),
             default=argparse.SUPPRESS,
-            help="settings of graph and walk: the published procedure, or what is recommended",
+            help="selector, and settings of graph and walk: as published, or as recommended",
         )
     for name, field in fields_of(classes).items():
         _add_setting(parser, name, field)

@@ -1,4 +1,4 @@
-"""The rules of selectors that spread or cover over the graph, transcribed without sparse matrices.
+"""The rule of covering over the graph, transcribed without sparse matrices.
 
 x [n, d]: rows of the pool; `free` those that may be picked; `neighbors` [n, k].
 """
@@ -23,22 +23,6 @@ def by_subtask(scores: dict[int, float], target: Target) -> float:
         np.mean([scores[t] for t in scores if target.subtasks[t] == name])
         for name in set(target.subtasks)
     )
-
-
-def pagerank(x, texts, target, free, neighbors, count):
-    links = similarities(x, neighbors)
-    degrees = links.sum(axis=0)
-    nearest = []
-    for v in target.features:
-        order = sorted(range(len(x)), key=lambda row: (-float(x[row] @ v), row))
-        nearest.append({row: max(0.0, float(x[row] @ v)) for row in order[: neighbors.shape[1]]})
-    relevance = [
-        by_subtask({t: own.get(row, 0.0) for t, own in enumerate(nearest)}, target)
-        for row in range(len(x))
-    ]
-    restart = relevance * degrees
-    ranks = np.linalg.solve(np.eye(len(x)) - 0.85 * links / degrees, 0.15 * restart)
-    return sorted(free, key=lambda row: (-round(ranks[row] / degrees[row], 7), row))[:count]
 
 
 def facility_location(x, texts, target, free, neighbors, count):

@@ -12,6 +12,7 @@ from g2is_ray.config import (
     GraphSettings,
     ModelSettings,
     PoolSettings,
+    SelectorSettings,
     WalkSettings,
     as_dict,
     build,
@@ -23,6 +24,7 @@ from g2is_ray.errors import SettingError
 
 OWNERS = {**vars(config), **vars(methods)}
 STAGES = [cls for name, cls in OWNERS.items() if name.endswith("Settings")]
+PRESET_OF = (SelectorSettings, GraphSettings, WalkSettings)
 REQUIRED = {"model": "m", "pool": ["p.jsonl"]}
 
 
@@ -137,12 +139,12 @@ def test_settings_survive_json():
 def test_presets_set_the_same_settings_to_allowed_values(preset):
     values = PRESETS[preset]
     assert values.keys() == PRESETS["paper"].keys()
-    built = as_dict(build(GraphSettings, values), build(WalkSettings, values))
+    built = as_dict(*(build(cls, values) for cls in PRESET_OF))
     assert {name: built[name] for name in values} == values
 
 
 def test_the_recommended_preset_is_the_default():
-    defaults = as_dict(GraphSettings(), WalkSettings())
+    defaults = as_dict(*(cls() for cls in PRESET_OF))
     assert {name: defaults[name] for name in PRESETS["recommended"]} == PRESETS["recommended"]
 
 

@@ -8,6 +8,8 @@ from g2is_ray.config import PRESETS, SELECTORS, GraphSettings, WalkSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.methods import Method, methods_of, parse_method
 
+PUBLISHED = {name: value for name, value in PRESETS["paper"].items() if name != "selector"}
+
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_a_selector_is_a_method_of_its_own_name(name):
@@ -17,12 +19,12 @@ def test_a_selector_is_a_method_of_its_own_name(name):
 @pytest.mark.parametrize(
     ("text", "name", "selector", "settings"),
     [
-        ("paper", "paper", "walk", PRESETS["paper"]),
+        ("paper", "paper", "walk", PUBLISHED),
         ("a/b.py:Near", "Near", "a/b.py:Near", {}),
         ("near=package.module:Near", "near", "package.module:Near", {}),
         ("loose=walk,delta=0.5,pca=centered", "loose", "walk", {"delta": "0.5", "pca": "centered"}),
         (" a = less , subtask-field = kind ", "a", "less", {"subtask_field": "kind"}),
-        ("c=paper,center=yes", "c", "walk", PRESETS["paper"] | {"center": "yes"}),
+        ("c=paper,center=yes", "c", "walk", PUBLISHED | {"center": "yes"}),
     ],
 )
 def test_a_text_names_a_method(text, name, selector, settings):
@@ -38,9 +40,9 @@ def test_settings_of_a_method_take_the_place_of_the_commands():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("lss", "should be paper, walk, random, "),
-        ("", "should be paper, walk, random, "),
-        ("x=", "should be paper, walk, random, "),
+        ("lss", "should be paper, facility-location, walk, "),
+        ("", "should be paper, facility-location, walk, "),
+        ("x=", "should be paper, facility-location, walk, "),
         ("walk,delta=0.5", "should begin with a name of its own, as in NAME=walk,delta=0.5"),
         ("x=walk,delta=2", "names a wrong value: delta should be less than or equal to 1"),
         ("x=walk,delta", "names a wrong value: delta should be a valid number"),

@@ -85,7 +85,7 @@ def test_checkpoints_are_cleaned_up(finished: Path) -> None:
 
 def test_report_shows_the_selection_and_what_it_is_compared_with(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    for text in ("gsm8k", "selection", "random", "paper", "preset recommended"):
+    for text in ("gsm8k", "selection", "random", "paper", "selector facility-location"):
         assert text in page
     assert (finished / "selections/gsm8k/report.html").exists()
 

@@ -48,7 +48,6 @@ def selection(name: str, picks: list[Pick], components: int = 3, **changes) -> S
             neighbors=steps[index, "neighbor"],
             fallbacks=steps[index, "fallback"],
             conflicting=123_400 + index,
-            too_similar=567_800 + index,
             inconsistent=901_200 + index,
         )
         for index in range(1, components + 1)
@@ -235,7 +234,7 @@ def test_picks_come_with_their_reason():
 def test_neighbors_that_were_passed_over_are_counted_by_rule():
     text = Page(render(run(), [target()], None)).text
     for component in (1, 2, 3):
-        assert f"123,40{component} 567,80{component} 901,20{component}" in text
+        assert f"123,40{component} 901,20{component}" in text
 
 
 def test_a_worse_selection_is_called_worse():

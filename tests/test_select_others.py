@@ -47,7 +47,8 @@ def held(tmp_path: Path) -> Workspace:
 
 
 def arguments(held: Workspace, *more: str, fraction: str = "0.2") -> list[str]:
-    return ["select", "--workspace", held.location(""), "--fraction", fraction, *more]
+    walk = ["--selector", "walk"]  # of several that are given, the last counts
+    return ["select", "--workspace", held.location(""), "--fraction", fraction, *walk, *more]
 
 
 def picks(held: Workspace, variant: str) -> list[dict]:
@@ -74,15 +75,14 @@ def test_every_selector_selects_for_every_target(held, g2is):
         assert {pick["similarity"] for pick in picks(held, f"{target}@random")} == {None}
 
 
-def test_any_selector_may_make_the_selection_itself(held, g2is):
-    for name in OTHERS:
-        held.remove("selections")
-        g2is(*arguments(held, *LAW, "--selector", name, "--baselines", "walk", "random"))
-        baselines = {"law@random", "law@walk"} - {f"law@{name}"}
-        assert set(held.names("selections")) == {"law", *baselines}
-        assert len(picks(held, "law")) == len(picks(held, "law@walk")) == 48
-        titles = [target_view(held, "law", ["source"] * ROWS).main.title]
-        assert titles == ["random rows" if name == "random" else f"selector {name}"]
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_selector_may_make_the_selection_itself(name, held, g2is):
+    g2is(*arguments(held, *LAW, "--selector", name, "--baselines", "walk", "random"))
+    baselines = {"law@random", "law@walk"} - {f"law@{name}"}
+    assert set(held.names("selections")) == {"law", *baselines}
+    assert len(picks(held, "law")) == len(picks(held, "law@walk")) == 48
+    titles = [target_view(held, "law", ["source"] * ROWS).main.title]
+    assert titles == ["random rows" if name == "random" else f"selector {name}"]
 
 
 def test_a_selection_is_that_of_all_gradients_in_memory(held, g2is):

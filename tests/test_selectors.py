@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_rules import facility_location, pagerank
+from graph_rules import facility_location
 from selection_workspace import graph_of
 
 from g2is_ray.budget import Budget
@@ -186,7 +186,6 @@ RULES = {
     "less": less,
     "less-round-robin": less_round_robin,
     "graph-diverse": graph_diverse,
-    "pagerank": pagerank,
     "facility-location": facility_location,
     "gist": gist,
     "rds": less_round_robin,

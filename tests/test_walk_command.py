@@ -62,7 +62,7 @@ def test_the_authors_selection_comes_out_of_files(path, g2is):
 def test_a_line_holds_the_documented_fields_and_nothing_else(g2is):
     g2is(*walk("--fraction", "0.2"))
     for rank, pick in enumerate(picks()):
-        refused = ["conflicting", "too_similar", "inconsistent"]
+        refused = ["conflicting", "inconsistent"]
         assert list(pick) == ["rank", "row", "component", "step", "similarity", *refused]
         assert pick["rank"] == rank
         assert pick["step"] in ("anchor", "neighbor", "fallback")

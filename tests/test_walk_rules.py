@@ -14,7 +14,7 @@ from g2is_ray.selection import carry_out, knowledge_of
 from g2is_ray.walk import Pick, align, dot_products, walk
 
 ROWS, DIMENSIONS = 60, 6
-CONFLICT, SIMILAR, INCONSISTENT = "conflicting", "too_similar", "inconsistent"
+CONFLICT, INCONSISTENT = "conflicting", "inconsistent"
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +42,8 @@ def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple
 
     def broken(row: int, path: list[int], c: np.ndarray) -> str:
         """The first rule that a row breaks, if it breaks one."""
-        for y in path:
-            if x[row] @ x[y] < 0:
-                return CONFLICT
-            if rules.max_similarity < 1 and x[row] @ x[y] > rules.max_similarity:
-                return SIMILAR
+        if any(x[row] @ x[y] < 0 for y in path):
+            return CONFLICT
         kept = cosine(c, x[[*path, row]]) >= rules.delta * cosine(c, x[path])
         return "" if kept else INCONSISTENT
 
@@ -82,14 +79,12 @@ def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple
 
 
 def told(pick: Pick) -> tuple:
-    counts = {rule: getattr(pick, rule) for rule in (CONFLICT, SIMILAR, INCONSISTENT)}
+    counts = {rule: getattr(pick, rule) for rule in (CONFLICT, INCONSISTENT)}
     return pick.row, pick.component, pick.step, Counter(counts)
 
 
 @pytest.mark.parametrize("on_exhausted", ["stop", "restart"])
-@pytest.mark.parametrize("max_similarity", [1.0, 0.5])
-def test_a_walk_is_its_rules(max_similarity, on_exhausted):
-    rules = {"max_similarity": max_similarity, "on_exhausted": on_exhausted}
+def test_a_walk_is_its_rules(on_exhausted):
     steps, passed = Counter[str](), Counter[str]()
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -97,15 +92,18 @@ def test_a_walk_is_its_rules(max_similarity, on_exhausted):
         x[[4, 33]] = 0
         x[[50, 20]] = x[[7, 21]]
         near, budgets = knn_graph(x, 8), [12, 9, 6]
-        found = list(walk(ArrayRows(x), near, components, budgets, delta=0.9, **rules))
-        wanted = transcribed(x, near, components, budgets, WalkSettings(delta=0.9, **rules))
+        found = list(
+            walk(ArrayRows(x), near, components, budgets, delta=0.9, on_exhausted=on_exhausted)
+        )
+        wanted = transcribed(
+            x, near, components, budgets, WalkSettings(delta=0.9, on_exhausted=on_exhausted)
+        )
         assert [told(pick) for pick in found] == wanted
         steps.update(pick.step for pick in found)
         passed += sum((told(pick)[-1] for pick in found), Counter())
     assert min(steps[step] for step in ("anchor", "neighbor", "fallback")) > 0
     assert passed[CONFLICT] > 0
     assert passed[INCONSISTENT] > 0
-    assert (passed[SIMILAR] > 0) == (max_similarity < 1)
 
 
 def unit_rows(rows: int) -> np.ndarray:
@@ -113,9 +111,8 @@ def unit_rows(rows: int) -> np.ndarray:
     return normalize((rng.standard_normal((rows, DIMENSIONS)) + 0.3).astype(np.float32))
 
 
-@pytest.mark.parametrize("max_similarity", [1.0, 0.5])
-def test_it_goes_on_after_any_component_as_if_it_had_not_ended(max_similarity):
-    settings = WalkSettings(explained_variance=1.0, max_similarity=max_similarity)
+def test_it_goes_on_after_any_component_as_if_it_had_not_ended():
+    settings = WalkSettings(explained_variance=1.0)
     x, near = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6)
     knowledge = knowledge_of(unit_rows(20)[::2], DIMENSIONS, settings)
     [along], valid = align(x, [knowledge.directions])
@@ -145,13 +142,6 @@ def test_a_walk_within_the_nearest_rows_is_one_on_which_no_others_may_be_picked(
     assert (
         walked(valid, settings) == walked(masked, WalkSettings()) != walked(valid, WalkSettings())
     )
-
-
-def test_without_a_bound_equal_rows_are_picked_though_their_cosine_is_above_one():
-    above = next(row for row in unit_rows(500) if row @ row > 1)
-    x = np.tile(above, (20, 1))
-    picks = walk(ArrayRows(x), knn_graph(x, 4), x[:1], [20], max_similarity=1.0)
-    assert sorted(pick.row for pick in picks) == list(range(20))
 
 
 def test_a_path_forms_no_dot_product_twice(monkeypatch):
