@@ -153,9 +153,9 @@ class CompareSettings:
         "random",
         "tfidf",
         "less",
-        "less-round-robin",
-        "paper",
+        "facility-location",
         "walk",
+        "paper",
     )
     """What is compared, each written as for baselines. All spend the same number of supervised
     tokens, in the same number of optimizer steps."""

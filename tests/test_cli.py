@@ -128,7 +128,7 @@ def test_a_missing_yaml_is_refused_by_name(refused):
         ("fraction: 7", "fraction should be less than or equal to 1, got 7"),
         ("delta: .nan", "delta should be a finite number"),
         ("seed: -1", "seed should be greater than or equal to 0"),
-        ("baselines: [other]", "baselines should be paper, walk, random, less, "),
+        ("baselines: [other]", "baselines should be paper, facility-location, walk, random, "),
     ],
 )
 def test_a_wrong_value_in_yaml_is_refused_before_any_work(setting, sentence, refused, tiny_model):

@@ -136,7 +136,7 @@ def test_a_second_command_does_what_is_missing_only(compared, trials):
     [
         (["--reference", "less"], "reference less is none of the methods: random, tfidf, loose"),
         (["--budget-tokens", "2"], "budget_tokens 2 is less than the "),
-        (["--methods", "random", "lss"], "methods should be paper, walk, random, "),
+        (["--methods", "random", "lss"], "methods should be paper, facility-location, walk, "),
         (["--seeds", "-1"], "seeds should be greater than or equal to 0"),
         (["--seeds", "1", "1"], "seeds should each be given once, got "),
         (["--tune-epochs", "3"], "comparisons/"),
