@@ -13,19 +13,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.selector import Choice, Pool, Selector, Target
+from g2is_ray.registry import Random
+from g2is_ray.selector import Choice, Pool, Target
 
 MOST_TOKENS = 50
 """Supervised tokens of the longest rows that are drawn."""
 
 
-class ShortAnswers(Selector):
+class ShortAnswers(Random):
     """Rows of at most `MOST_TOKENS` supervised tokens, drawn at random; then the others."""
 
-    reads = frozenset({"tokens", "seed"})
-    step = "random"
+    reads = Random.reads | {"tokens"}
 
     def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
-        rows = np.random.default_rng(pool.seed).permutation(np.flatnonzero(pool.free))
+        rows = np.array([row for row, _ in super().picks(pool, target, products)], dtype=np.int64)
         short = pool.tokens[rows] <= MOST_TOKENS
         return ((row, np.nan) for row in np.concatenate([rows[short], rows[~short]]).tolist())

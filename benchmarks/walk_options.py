@@ -3,9 +3,9 @@
     python benchmarks/walk_options.py --workspace runs/first --fraction 0.05 [--features embeddings]
 
 Nothing is written or tuned: this says what is picked, not whether it helps. A graph that the
-workspace lacks is built in memory. The columns conflicting and inconsistent count
-nearer neighbors that were passed over; cos > 0.9 counts picks that have another so near. Cosines
-are of centered features in every row, so that rows can be compared.
+workspace lacks is built in memory. The columns conflicting and inconsistent count nearer neighbors
+that were passed over; cos > 0.9 counts picks that have another so near. Cosines are of centered
+features in every row, so that rows can be compared.
 """
 
 from __future__ import annotations
@@ -110,9 +110,12 @@ class Measures:
         self._x = FeatureSet(held, features, center=True)
         self._held = held
 
-    def line(self, name: str, selection: Selection, target: str) -> list[str]:
+    def mean(self, target: str) -> np.ndarray:
+        """Mean feature [d] of a target."""
+        return np.asarray(self._x.of_target(target).mean(axis=0))
+
+    def line(self, name: str, selection: Selection, target: str, mean_d: np.ndarray) -> list[str]:
         """The numbers of one row of the table, as text."""
-        mean_d = self._x.of_target(target).mean(axis=0)
         components = selection.summary()["per_component"]
         x_sd = self._x.take(np.array(selection.rows))
         cosines_ss = x_sd @ x_sd.T
@@ -149,11 +152,12 @@ def main() -> None:
     rows = list(ablations(targets, given.fraction))
     walks, measures = Walks(held, given.features, rows), Measures(held, given.features)
     for target in targets:
+        mean_d = measures.mean(target)
         print(f"\n{target}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
         for row in rows:
             if row.target == target:
                 selection = walks.selections[target, row.name]
-                line = measures.line(row.name, selection, target)
+                line = measures.line(row.name, selection, target, mean_d)
                 print("| " + " | ".join(line) + " |", flush=True)
 
 

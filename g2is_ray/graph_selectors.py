@@ -91,20 +91,17 @@ def lazy_greedy(
 
     Args:
         gain: of a row, by what was taken so far.
-        alone: gains [n] before anything is taken, but for rounding.
+        alone: gains [n] before anything is taken, none negative, but for rounding.
     """
-    bounds = alone + _ROUNDING * np.abs(alone)
-    untried = ((-float(bounds[row]), row) for row in descending(bounds, free))
-    tried: list[tuple[float, int]] = []
-    following = next(untried, None)
-    while following or tried:
-        if following and not (tried and tried[0] < following):
-            row, following = following[1], next(untried, None)
-        else:
-            row = heapq.heappop(tried)[1]
+    rows = np.flatnonzero(free)
+    most = alone[rows] * (1 + _ROUNDING)
+    bounds = list(zip((-most).tolist(), rows.tolist(), strict=True))
+    heapq.heapify(bounds)
+    while bounds:
+        _, row = heapq.heappop(bounds)
         now = (-gain(row), row)
-        if any(other < now for other in (following, *tried[:1]) if other):
-            heapq.heappush(tried, now)
+        if bounds and bounds[0] < now:
+            heapq.heappush(bounds, now)
         else:
             yield row, -now[0]
 

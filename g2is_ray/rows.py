@@ -78,7 +78,7 @@ class MappedParts:
 
 
 def map_parts(workspace: Workspace, stage: str, parts: int, kind: str = "") -> MappedParts:
-    """The arrays `part-XXXXX{kind}.npy` of a finished stage; remote ones from local copies."""
+    """The arrays `part-00000{kind}.npy`, … of a finished stage; remote ones from local copies."""
     _allow_open_files(parts)
     names = [part_name(part) for part in range(parts)]
     paths = [f"{stage}/{name}{kind}.npy" for name in names]
