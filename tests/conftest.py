@@ -27,6 +27,13 @@ def tiny_model() -> str:
     return str(REPOSITORY / "examples" / "tiny-lm")
 
 
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def _s3_server() -> Iterator["ObjectStore"]:
     from object_store import serving

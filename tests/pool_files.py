@@ -13,5 +13,6 @@ def row(number, **more):
 def write(name, *rows):
     """A file of JSON lines; a row given as text stands as it is. Returns its name."""
     lines = [one if isinstance(one, str) else json.dumps(one) for one in rows]
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text("".join(line + "\n" for line in lines))
     return name

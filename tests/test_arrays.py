@@ -12,6 +12,8 @@ from safetensors.torch import save_file as save_torch
 from g2is_ray.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
 from g2is_ray.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
 
@@ -20,12 +22,6 @@ class RunsCode:
 
     def __reduce__(self):
         return os.mkdir, ("ran",)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write_npy(array, name="x.npy"):
@@ -151,12 +147,12 @@ CODE = {
 
 
 @pytest.mark.parametrize("write", CODE.values(), ids=CODE)
-def test_code_in_a_file_is_never_run(write, folder):
+def test_code_in_a_file_is_never_run(write, empty_folder):
     file = write()
-    assert not (folder / "ran").exists()
+    assert not (empty_folder / "ran").exists()
     with pytest.raises(InputError) as refusal:
         gradients_from(file)
-    assert not (folder / "ran").exists()
+    assert not (empty_folder / "ran").exists()
     assert "weights_only" not in str(refusal.value)  # torch advises to load it unsafely
     assert "allow_pickle" not in str(refusal.value)
 

@@ -8,24 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pool_files import row, write
 
 from jobs.cli import COMMANDS, main
 from jobs.ingest import ingest as read
 
 FEW = ["--max-tokens", "200"]
-
-
-def row(number, **more):
-    question = {"role": "user", "content": f"What is {number}?"}
-    return {"messages": [question, {"role": "assistant", "content": f"A number, {number}"}], **more}
-
-
-def write(name, *rows):
-    """A file of JSON lines; a row given as text stands as it is."""
-    lines = [one if isinstance(one, str) else json.dumps(one) for one in rows]
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Path(name).write_text("".join(line + "\n" for line in lines))
-    return name
 
 
 @pytest.fixture(autouse=True)

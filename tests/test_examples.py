@@ -15,10 +15,7 @@ from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.models import load_tokenizer
 from g2is_ray.workspace import Workspace
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from raw_files import ROW, write
 
 from g2is_ray.errors import InputError
 from g2is_ray.reading import read_examples
 from g2is_ray.sources import describe, expand
 
-ROW = {"messages": [{"role": "assistant", "content": "yes"}]}
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def write(name, data):
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return name
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 # Finding files
@@ -39,16 +27,16 @@ def test_a_directory_gives_its_readable_files_at_any_depth():
     assert expand(["data"]) == expand(["data/"]) == expand(["./data"]) == wanted
 
 
-def test_files_are_sorted_and_named_once(folder):
+def test_files_are_sorted_and_named_once(empty_folder):
     for name in ["b.jsonl", "a.jsonl"]:
         write(name, b"x")
-    sources = ["b.jsonl", "./b.jsonl", "*.jsonl", ".", str(folder / "a.jsonl")]
+    sources = ["b.jsonl", "./b.jsonl", "*.jsonl", ".", str(empty_folder / "a.jsonl")]
     assert expand(sources) == ["a.jsonl", "b.jsonl"]
 
 
-def test_absolute_paths_stay_absolute(folder):
+def test_absolute_paths_stay_absolute(empty_folder):
     write("a.jsonl", b"x")
-    assert expand([str(folder)]) == [str(folder / "a.jsonl")]
+    assert expand([str(empty_folder)]) == [str(empty_folder / "a.jsonl")]
 
 
 def test_globs_reach_any_depth():
@@ -64,10 +52,10 @@ def test_a_name_with_glob_characters_is_a_file_first():
     assert len(list(read_examples(["pool[1].jsonl"]))) == 1
 
 
-def test_links_are_followed(folder):
+def test_links_are_followed(empty_folder):
     write("blobs/0a1b", json.dumps(ROW).encode())
     Path("data").mkdir()
-    Path("data/pool.jsonl").symlink_to(folder / "blobs" / "0a1b")
+    Path("data/pool.jsonl").symlink_to(empty_folder / "blobs" / "0a1b")
     assert expand(["data"]) == expand(["data/pool.jsonl"]) == ["data/pool.jsonl"]
 
 
