@@ -13,9 +13,8 @@ from g2is_ray.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(empty_folder):
     """Rows 0 to 19 in a pool of parts of 8 rows; 20 to 34 and 35 to 39 to append."""
-    monkeypatch.chdir(tmp_path)
     write("pool.jsonl", *(row(i) for i in range(20)))
     write("more.jsonl", *(row(i) for i in range(20, 35)))
     write("last.jsonl", *(row(i) for i in range(35, 40)))

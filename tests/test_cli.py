@@ -17,11 +17,10 @@ FEW = ["--max-tokens", "200"]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def folder(empty_folder):
     write("pool.jsonl", *(row(i) for i in range(30)))
     write("val.jsonl", *(row(i) for i in range(4)))
-    return tmp_path
+    return empty_folder
 
 
 @pytest.fixture

@@ -89,9 +89,8 @@ def made(tmp_path_factory, tiny_model):
 
 
 @pytest.fixture
-def ws(made, tmp_path, monkeypatch):
+def ws(made, empty_folder):
     """A copy of that workspace, in the current folder."""
-    monkeypatch.chdir(tmp_path)
     shutil.copytree(made, "ws")
     return Workspace("ws")
 

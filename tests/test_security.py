@@ -29,11 +29,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def folder(empty_folder, monkeypatch):
     # transformers adds a folder for models' own code, as a Path, which hypothesis cannot take.
     monkeypatch.setattr(sys, "path", [*sys.path])
-    return tmp_path
+    return empty_folder
 
 
 # Rows

@@ -26,8 +26,7 @@ with Session(sys.argv[1], {"address": "local"}).writing("test") as session:
 
 
 @pytest.fixture
-def ws(tmp_path, monkeypatch) -> str:
-    monkeypatch.chdir(tmp_path)
+def ws(empty_folder) -> str:
     return "ws"
 
 

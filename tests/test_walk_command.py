@@ -17,8 +17,7 @@ ORACLES = sorted((Path(__file__).parent / "oracle").glob("*.json"))
 
 
 @pytest.fixture(autouse=True)
-def arrays(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def arrays(empty_folder):
     rng = np.random.default_rng(0)
     train = rng.standard_normal((60, 8)).astype(np.float32)
     np.save("train.npy", train)

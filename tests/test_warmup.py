@@ -16,9 +16,8 @@ WARMUP = ["warmup", "--workspace", "ws"]
 
 
 @pytest.fixture(autouse=True)
-def pool(tmp_path, monkeypatch):
+def pool(empty_folder):
     """A folder with a pool of forty rows."""
-    monkeypatch.chdir(tmp_path)
     pairs = [{"prompt": f"Add {n} and 7.", "completion": f"It is {n + 7}."} for n in range(40)]
     Path("pool.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
