@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from test_report import HOSTILE, Page
+from report_views import HOSTILE, Page
 
 from g2is_ray.comparison import Comparison, Cost, MethodRow, TargetComparison
 from g2is_ray.comparison_page import render_comparison

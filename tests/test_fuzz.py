@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_report import run, selection, some_points, target, walk_picks
+from report_views import run, selection, some_points, target, walk_picks
 
 from g2is_ray.errors import InputError
 from g2is_ray.reading import Example, Rejected, read_examples
