@@ -12,6 +12,7 @@ import torch
 from g2is_ray import checkpoints, models
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import LoraSettings, ModelSettings, ReadSettings, build
+from g2is_ray.conversation import COLUMNS, Conversation
 from g2is_ray.examples import ExampleSet
 from g2is_ray.reading import Example, read_examples
 from g2is_ray.workspace import Workspace
@@ -22,7 +23,7 @@ def pool_rows(settings: ModelSettings, pool: str, count: int, max_tokens: int) -
     encoder = ChatEncoder(models.load_tokenizer(settings), max_tokens=max_tokens)
     held = [one for one in read_examples([pool]) if isinstance(one, Example)]
     chosen = islice(held, 0, None, max(1, len(held) // count))
-    return [encoder.encode(one.messages) for one in islice(chosen, count)]
+    return [encoder.encode(one.conversation) for one in islice(chosen, count)]
 
 
 def put_adapter(base: Any, lora: LoraSettings) -> Any:
@@ -40,7 +41,7 @@ def workspace_rows(workspace: Workspace, count: int) -> list[Encoded]:
     encoder = ChatEncoder(tokenizer, max_tokens=build(ReadSettings, recorded).max_tokens)
     pool = ExampleSet(workspace, "pool")
     chosen = np.linspace(0, pool.rows - 1, count).astype(int).tolist()
-    return [encoder.encode(row["messages"]) for row in pool.take(chosen, ["messages"])]
+    return [encoder.encode(Conversation.from_columns(row)) for row in pool.take(chosen, COLUMNS)]
 
 
 def warmed_model(workspace: Workspace, **settings: Any) -> tuple[Any, models.Moments]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from g2is_ray.conversation import Conversation, Message
 from g2is_ray.errors import InputError, SettingError
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
 Span = tuple[int, int]  # characters [start, end) of the rendered conversation
 
 IGNORED = -100  # the label that Hugging Face models leave out of the loss
@@ -93,7 +93,7 @@ class ChatEncoder:
         self.max_tokens = max_tokens
         self._special_tokens = _special_tokens(tokenizer)
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
+    def encode(self, example: Conversation | Sequence[Message]) -> Encoded:
         """The whole conversation, cut on the right; every assistant turn is supervised.
 
         A turn's labels cover its text and the end-of-turn tokens that close it, not its
@@ -103,6 +103,8 @@ class ChatEncoder:
             InputError: the chat template rejects the conversation, hides where a turn is, or
                 no supervised token is left. The message does not name the row.
         """
+        conversation = _as_conversation(example)
+        messages = conversation.messages
         text = self._render(messages)
         encoding = self._tokenize_start(text)
         found = len(encoding["input_ids"])
@@ -122,7 +124,7 @@ class ChatEncoder:
             )
         return encoded
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, example: Conversation | Sequence[Message]) -> list[int]:
         """Token ids of what comes before the last assistant turn, with its header, to decode from.
 
         All messages are taken if none is the assistant's. Cut on the left, so that the
@@ -131,6 +133,7 @@ class ChatEncoder:
         Raises:
             InputError: the chat template rejects the messages, or there are none.
         """
+        messages = _as_conversation(example).messages
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         before = messages[: turns[-1]] if turns else messages
         ids: list[int] = self._tokenize(self._render(before, prompt=True))["input_ids"]
@@ -228,6 +231,10 @@ class ChatEncoder:
         tokens = [re.escape(token) for token in self._special_tokens if token in closing]
         match = re.match(rf"(?:\s*(?:{'|'.join(tokens)}))*", after) if tokens else None
         return start, end + (match.end() if match else 0)
+
+
+def _as_conversation(example: Conversation | Sequence[Message]) -> Conversation:
+    return example if isinstance(example, Conversation) else Conversation.of(example)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -16,6 +16,7 @@ from g2is_ray import models
 from g2is_ray.batches import Batch, batches_by_length
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings
+from g2is_ray.conversation import COLUMNS, Conversation
 from g2is_ray.examples import ExampleSet
 from g2is_ray.loss import SupervisedLoss
 from g2is_ray.workspace import Workspace
@@ -60,7 +61,7 @@ class Evaluation:
     """Measures one model after another on the same rows.
 
     Args:
-        rows: test rows with `messages` and, where exact match is wanted, `answer`.
+        rows: test rows with a conversation's columns and, where exact match is wanted, `answer`.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Evaluation:
         self._settings = settings
         self._token_budget = token_budget
         encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
-        self._encoded = [encoder.encode(row["messages"]) for row in rows]
+        conversations = list(map(Conversation.from_columns, rows))
+        self._encoded = list(map(encoder.encode, conversations))
         answered = [i for i, row in enumerate(rows) if row["answer"] is not None]
         self._asked = answered[: settings.exact_match_rows]
-        self._prompts = [encoder.encode_prompt(rows[i]["messages"]) for i in self._asked]
+        self._prompts = [encoder.encode_prompt(conversations[i]) for i in self._asked]
         self._answers = [final_answer(rows[i]["answer"]) for i in self._asked]
 
     @classmethod
@@ -96,7 +98,7 @@ class Evaluation:
         rows = ExampleSet(workspace, f"targets/{target}/test")
         return cls(
             models.load_tokenizer(model),
-            list(rows.read_all(["messages", "answer"])),
+            list(rows.read_all([*COLUMNS, "answer"])),
             max_tokens=max_tokens,
             settings=settings,
             token_budget=models.token_budget(execution),

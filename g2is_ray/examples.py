@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from g2is_ray import scratch
+from g2is_ray import conversation, scratch
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ReadSettings
 from g2is_ray.errors import InputError, WorkspaceError
@@ -33,13 +33,12 @@ log = logging.getLogger(__name__)
 
 _MANY_REJECTED = 10_000  # of a part, which is in memory; and enough to judge a pool by
 
-_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("file", pa.string()),
         ("line", pa.int64()),
-        ("messages", pa.list_(_MESSAGE)),
+        *conversation.FIELDS,
         ("group", pa.string()),
         ("answer", pa.string()),
         ("record", pa.string()),
@@ -279,12 +278,12 @@ def _write_part(
 
 
 def _row(example: Example, encoder: ChatEncoder) -> dict[str, Any]:
-    encoded = encoder.encode(example.messages)
+    encoded = encoder.encode(example.conversation)
     return {
         "id": example.id,
         "file": example.file,
         "line": example.line,
-        "messages": example.messages,
+        **example.conversation.columns(),
         "group": example.group,
         "answer": example.answer,
         "record": example.record,

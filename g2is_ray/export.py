@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from g2is_ray import scratch
 from g2is_ray.config import Text
+from g2is_ray.conversation import Message
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
-from g2is_ray.schemas import Message
 from g2is_ray.storage import Storage
 
 log = logging.getLogger(__name__)

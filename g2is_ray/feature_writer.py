@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from g2is_ray import models
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings
+from g2is_ray.conversation import COLUMNS, Conversation
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import feature_files
@@ -61,8 +62,8 @@ class FeatureWriter(ABC):
                 set; the part is written all the same.
         """
         examples = ExampleSet(self._workspace, one.examples)
-        rows = examples.read(one.part, ["id", "messages"])
-        encoded = [self._encoder.encode(row["messages"]) for row in rows]
+        rows = examples.read(one.part, ["id", *COLUMNS])
+        encoded = [self._encoder.encode(Conversation.from_columns(row)) for row in rows]
         with self._computing:
             began = time.monotonic()
             features, reasons = self._compute(one, encoded)

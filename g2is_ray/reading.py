@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from g2is_ray import schemas
+from g2is_ray.conversation import Conversation, Message
 from g2is_ray.errors import InputError
 from g2is_ray.schemas import MAX_ROW_BYTES, RowError
 from g2is_ray.sources import HUB, READABLE, SUFFIXES, clip, container, is_remote, one_line
@@ -43,12 +44,16 @@ class Example:
     """One usable row."""
 
     id: str  # the row's own "id", or "<file>:<line>"
-    messages: list[dict[str, str]]  # [{"role": ..., "content": ...}], at least one assistant turn
+    conversation: Conversation  # at least one turn is trained on
     group: str  # label for reports only: the row's source column or the file's stem
     answer: str | None  # what a prediction is compared with, where the row has it
     record: str  # the row in its own schema as one line of JSON; NaN and infinities as null
     file: str
     line: int  # line of JSON lines, otherwise 1-based number of the row
+
+    @property
+    def messages(self) -> list[Message]:
+        return self.conversation.messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ def _example(
     own_id, group, answer = row.get("id"), row.get(source_field), row.get("answer")
     return Example(
         id=_label(own_id) or f"{file}:{line}",
-        messages=schemas.to_messages(row, schema),
+        conversation=schemas.to_conversation(row, schema),
         group=_label(group) or container(file)[0],
         answer=str(answer) if isinstance(answer, str | int | float) else None,
         record=record,

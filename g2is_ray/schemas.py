@@ -16,9 +16,9 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from g2is_ray.conversation import Conversation, Message
 from g2is_ray.errors import SettingError
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
 Row = Mapping[str, Any]
 
 MAX_ROW_BYTES = 4 * 2**20  # about a million tokens; a longer row is a broken file
@@ -62,7 +62,7 @@ def detect(columns: Collection[str]) -> str | None:
     return None
 
 
-def to_messages(row: Row, schema: str) -> list[Message]:
+def to_conversation(row: Row, schema: str) -> Conversation:
     """The row's conversation, with roles and contents as plain strings.
 
     Raises:
@@ -79,7 +79,7 @@ def to_messages(row: Row, schema: str) -> list[Message]:
         raise RowError("the conversation has no assistant turn")
     if not any(answer.strip() for answer in answers):
         raise RowError("every assistant turn is empty")
-    return messages
+    return Conversation.of(messages)
 
 
 def to_record(row: Any) -> str:

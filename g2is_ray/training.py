@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -33,6 +34,7 @@ from g2is_ray import checkpoints, models
 from g2is_ray.batches import pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, TrainingPlan
+from g2is_ray.conversation import COLUMNS, Conversation
 from g2is_ray.errors import SettingError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINTS = 5  # checkpoints of a training, evenly spaced; a fault costs at most one gap
 _LOG_LINES = 50
+_WARMUP_SHARE = 0.03  # of the optimizer steps, while the learning rate rises
 
 
 class TunedModel:
@@ -68,8 +71,8 @@ class TunedModel:
         _prepare_trackers(execution.report_to, workspace.location(f"{stage}/tensorboard"))
         tokenizer = models.load_tokenizer(plan.model)
         encoder = ChatEncoder(tokenizer, max_tokens=plan.max_tokens)
-        held = ExampleSet(workspace, "pool").take(rows, ["messages"])
-        self._encoded = [encoder.encode(row["messages"]) for row in held]
+        held = ExampleSet(workspace, "pool").take(rows, COLUMNS)
+        self._encoded = [encoder.encode(Conversation.from_columns(row)) for row in held]
         device = models.default_device()
         base = models.load_base(plan.model, device, execution.attention)
         if device.type == "cuda":  # activations of long rows would not fit beside the weights
@@ -82,7 +85,7 @@ class TunedModel:
             groups = spread_evenly(lengths, plan.steps_per_epoch, execution.micro_batch_size)
             items = [[self._encoded[row] for row in group] for group in groups]
         micro, accumulated = _batching(plan, len(items), execution, world_size)
-        self.trainer = Trainer(
+        self.trainer = _Trainer(
             model=model,
             args=_arguments(
                 plan, len(rows), execution, scratch, stage, micro=micro, accumulated=accumulated
@@ -200,7 +203,7 @@ def _arguments(
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
         lr_scheduler_type=plan.schedule,
-        warmup_steps=math.ceil(0.03 * steps),
+        warmup_steps=int(_WARMUP_SHARE * steps),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulated,
         ddp_find_unused_parameters=False,
@@ -220,6 +223,37 @@ def _arguments(
     )
 
 
+def _schedule(
+    arguments: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int
+) -> LambdaLR:
+    """The learning rate of each optimizer step, which is above zero.
+
+    transformers' schedules start at zero, so the first step would change nothing, and a training
+    of one step would be none. This one is theirs of one step more, without its first.
+    """
+    theirs: Any = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(steps) + 1,
+        num_training_steps=steps + 1,
+    )
+    share = theirs.lr_lambdas[0]  # one per group of parameters, all the same
+    return LambdaLR(optimizer, lambda step: share(step + 1))
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer with a learning rate above zero at every step."""
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None
+            self.lr_scheduler = _schedule(self.args, chosen, num_training_steps)
+        return self.lr_scheduler
+
+
 class _Collator:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad_id = tokenizer.pad_token_id or 0
@@ -236,12 +270,7 @@ def mean_learning_rates(arguments: TrainingArguments, ends: Sequence[int]) -> li
     From the schedule itself, stepped as Trainer does, so that a resumed training has all of it.
     """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
-    schedule = get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=arguments.get_warmup_steps(ends[-1]),
-        num_training_steps=ends[-1],
-    )
+    schedule = _schedule(arguments, optimizer, ends[-1])
     rates = []
     for _ in range(ends[-1]):
         rates.append(float(schedule.get_last_lr()[0]))

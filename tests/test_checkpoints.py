@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load, save
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from g2is_ray import checkpoints
@@ -22,7 +22,7 @@ from g2is_ray.config import (
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.examples import write_examples
 from g2is_ray.models import load_tokenizer, lora_parameters
-from g2is_ray.training import TunedModel
+from g2is_ray.training import TunedModel, mean_learning_rates
 from g2is_ray.workspace import Workspace
 
 ROWS, RATE = list(range(10)), 1e-2
@@ -156,9 +156,9 @@ def test_an_earlier_checkpoint_is_what_a_training_that_ends_there_has(warmed, po
 
 
 def test_learning_rates_are_the_means_of_the_steps_between(warmed):
-    # Ten steps of a linear schedule, of which ceil(0.03 * 10) = 1 warms up from 0.
-    first = RATE * (0 + 9 + 8 + 7 + 6) / 9 / 5
-    second = RATE * (5 + 4 + 3 + 2 + 1) / 9 / 5
+    # Ten steps of a linear schedule; int(0.03 * 10) = 0 of them warm up.
+    first = RATE * (10 + 9 + 8 + 7 + 6) / 10 / 5
+    second = RATE * (5 + 4 + 3 + 2 + 1) / 10 / 5
     assert receipt(warmed(2))["learning_rates"] == pytest.approx([first, second], rel=1e-12)
     assert receipt(warmed(1))["learning_rates"] == pytest.approx([(first + second) / 2], rel=1e-12)
 
@@ -169,6 +169,26 @@ def test_learning_rates_are_those_that_trainer_logs(warmed):
     assert len(logged) == 10
     means = [math.fsum(logged[:5]) / 5, math.fsum(logged[5:]) / 5]
     assert receipt(warmed(2))["learning_rates"] == pytest.approx(means, rel=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "warming"), [(1, 0), (3, 0), (40, 1), (100, 3)])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_no_step_has_a_learning_rate_of_zero(schedule, steps, warming, tmp_path):
+    arguments = TrainingArguments(
+        str(tmp_path), learning_rate=RATE, lr_scheduler_type=schedule, warmup_steps=warming
+    )
+    rates = mean_learning_rates(arguments, range(1, steps + 1))
+    assert min(rates) > 0
+    assert max(rates) == rates[warming] == pytest.approx(RATE)
+
+
+def test_a_training_of_one_step_trains(pool, plan, tmp_path):
+    its = dataclasses.replace(plan, epochs=1, batch_size=len(ROWS))
+    tuned = training(pool("one-step"), its, tmp_path)
+    tuned.trainer.train()
+    assert tuned.facts()["steps"] == 1
+    weights = lora_parameters(tuned.model())
+    assert all(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("step", [3, 5, 7], ids=["before", "after", "long after"])

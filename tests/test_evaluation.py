@@ -9,6 +9,7 @@ import torch
 
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import EvaluateSettings, LoraSettings, ModelSettings
+from g2is_ray.conversation import Conversation
 from g2is_ray.evaluation import Evaluation, final_answer
 from g2is_ray.models import add_adapter, load_base, load_tokenizer, lora_parameters
 
@@ -70,7 +71,9 @@ def model(tiny_model):
 @pytest.fixture(scope="module")
 def rows():
     found = [json.loads(line) for line in TEST.read_text().splitlines()[:6]]
-    return [{"messages": row["messages"], "answer": row["answer"]} for row in found]
+    return [
+        {**Conversation.of(row["messages"]).columns(), "answer": row["answer"]} for row in found
+    ]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from report_views import run, selection, some_points, target, walk_picks
 from g2is_ray.errors import InputError
 from g2is_ray.reading import Example, Rejected, read_examples
 from g2is_ray.report import render
-from g2is_ray.schemas import SCHEMAS, RowError, to_messages, to_record
+from g2is_ray.schemas import SCHEMAS, RowError, to_conversation, to_record
 
 # The same examples in every run; the folder is written over from example to example.
 quick = settings(
@@ -150,7 +150,8 @@ def test_any_broken_parquet_is_rows_or_refused(tmp_path, data):
 def test_any_row_has_messages_or_a_reason(row, format):
     try:
         to_record(row)
-        assert all(set(message) == {"role", "content"} for message in to_messages(row, format))
+        found = to_conversation(row, format).messages
+        assert all(set(message) == {"role", "content"} for message in found)
     except RowError:
         pass
 

@@ -8,6 +8,7 @@ import pytest
 from raw_files import HI, ROW, lines, read, write
 
 from g2is_ray import reading, schemas
+from g2is_ray.conversation import Conversation
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.reading import Example, Rejected, read_examples
 
@@ -40,7 +41,7 @@ def test_an_example_carries_everything_about_its_row():
     (example,) = read("data/pool.jsonl", lines(row))
     assert example == Example(
         id="a1",
-        messages=HI,
+        conversation=Conversation.of(HI),
         group="gsm8k",
         answer="é 72",
         record=json.dumps(row, ensure_ascii=False),
