@@ -77,6 +77,9 @@ class ReadSettings:
     """Column that labels a row's origin in the report; the selection never reads it."""
     max_tokens: Count = 2048
     """Longest example in tokens; longer ones are cut on the right. Time grows with it."""
+    supervise: Literal["all", "last"] = "all"
+    """Assistant turns to train on: all of them, or the last of a conversation only; never those
+    that their row excludes (weight: 0, train: false)."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of unreadable rows that is put up with; above it, reading stops."""
     part_rows: Count = 4096

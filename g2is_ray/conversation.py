@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,11 @@ class Conversation:
             messages=list(messages),
             supervised=[message["role"] == "assistant" for message in messages],
         )
+
+    def only_last(self) -> Conversation:
+        """The same with nothing but the last of the supervised messages trained on."""
+        last = max((i for i, one in enumerate(self.supervised) if one), default=-1)
+        return replace(self, supervised=[i == last for i in range(len(self.supervised))])
 
     def columns(self) -> dict[str, Any]:
         """Values of the Parquet columns in `FIELDS`."""

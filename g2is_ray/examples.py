@@ -13,6 +13,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,34 +100,67 @@ class ExampleSet:
 
 
 class _Ids:
-    """Where each id was first seen; on disk, so that memory does not grow with the pool."""
+    """Where each id was first seen; on disk, so that memory does not grow with the pool.
+
+    Many data sets number the rows of each file from 0. An id that another file has already is
+    therefore qualified by its file; one that its own file has already is refused.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._db = sqlite3.connect(str(folder / "ids.sqlite"), isolation_level=None)
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.execute("BEGIN")
-        self._db.execute("CREATE TABLE ids (key BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
+        self._db.execute(
+            "CREATE TABLE ids (key BLOB PRIMARY KEY, file TEXT, line INTEGER) WITHOUT ROWID"
+        )
+        self._qualified = ""  # file that the log was last told of
 
-    def add(self, own: str, place: str) -> None:
-        """Raises InputError if the id was seen before, WorkspaceError if the disk is full."""
-        key = hashlib.blake2b(own.encode(), digest_size=16).digest()
+    def add(self, own: str, file: str, line: int) -> str:
+        """The id that the row is to have: its own, or `FILE#ID` if another file has that.
+
+        Raises:
+            InputError: the file has the id already.
+            WorkspaceError: the disk is full.
+        """
+        first = self._insert(own, file, line)
+        if first is None:
+            return own
+        if first[0] != file:
+            if file != self._qualified:
+                self._qualified = file
+                log.warning(
+                    "%s: has ids that %s has too; they get the name of the file in front, as in %s",
+                    *(file, first[0], clip(repr(f"{file}#{own}"), 200)),
+                )
+            qualified = f"{file}#{own}"
+            first = self._insert(qualified, file, line)
+            if first is None:
+                return qualified
+        remedy = (
+            "rows without an id of their own are named after their file, so rename it"
+            if own == f"{file}:{line}"
+            else "give every row of a file an id of its own, or none"
+        )
+        raise InputError(
+            f"{file}:{line}: id {clip(repr(own), 100)} was already used at "
+            f"{first[0]}:{first[1]}; {remedy}"
+        )
+
+    def _insert(self, name: str, file: str, line: int) -> tuple[str, int] | None:
+        """File and line that have the id already; None if it is new, and now of this row."""
+        key = hashlib.blake2b(name.encode(), digest_size=16).digest()
         try:
-            self._db.execute("INSERT INTO ids VALUES (?, ?)", (key, place))
+            self._db.execute("INSERT INTO ids VALUES (?, ?, ?)", (key, file, line))
         except sqlite3.IntegrityError:
-            first = self._db.execute("SELECT place FROM ids WHERE key = ?", (key,)).fetchone()[0]
-            remedy = (
-                "rows without an id of their own are named after their file, so rename it"
-                if own == place
-                else "give every row an id of its own, or none"
-            )
-            shown = clip(repr(own), 100)
-            raise InputError(f"{place}: id {shown} was already used at {first}; {remedy}") from None
+            found = self._db.execute("SELECT file, line FROM ids WHERE key = ?", (key,)).fetchone()
+            return str(found[0]), int(found[1])
         except sqlite3.OperationalError as error:
             raise WorkspaceError(
                 f"{tempfile.gettempdir()} cannot hold the list of ids: {error}; free some space, "
                 "or set TMPDIR to a larger place, and give the same command again"
             ) from None
+        return None
 
     def close(self) -> None:
         self._db.close()
@@ -168,8 +202,13 @@ def write_examples(
         ids = _Ids(temporary)
         for part in range(first):
             for row in ExampleSet(workspace, folder).read(part, ["id", "file", "line"]):
-                ids.add(row["id"], f"{row['file']}:{row['line']}")
-        items = read_examples(files, format=schema, source_field=settings.source_field)
+                ids.add(row["id"], row["file"], row["line"])
+        items = read_examples(
+            files,
+            format=schema,
+            source_field=settings.source_field,
+            supervise=settings.supervise,
+        )
         numbered = _checked(items, ids, files, max_rows)
         while True:
             receipt = _write_part(
@@ -215,7 +254,9 @@ def _checked(
     count = 0
     for item in items:
         if isinstance(item, Example):
-            ids.add(item.id, f"{item.file}:{item.line}")
+            name = ids.add(item.id, item.file, item.line)
+            if name != item.id:
+                item = replace(item, id=name)
             count += 1
             if max_rows is not None and count > max_rows:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Schemas: what the columns of a row mean; a row as chat messages and as a line of JSON.
+"""Schemas: what the columns of a row mean; a row as a conversation and as a line of JSON.
 
 Four schemas are known, named after the column layouts people publish:
 
@@ -10,38 +10,19 @@ Four schemas are known, named after the column layouts people publish:
 
 from __future__ import annotations
 
-import base64
-import json
-import math
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from g2is_ray.conversation import Conversation, Message
+from g2is_ray import columns
+from g2is_ray.conversation import Conversation
 from g2is_ray.errors import SettingError
+from g2is_ray.turns import Turns, is_turns, looks_like_turn, read_turns
+from g2is_ray.values import MAX_ROW_BYTES, RowError, as_json, kind, text_of
 
 Row = Mapping[str, Any]
 
-MAX_ROW_BYTES = 4 * 2**20  # about a million tokens; a longer row is a broken file
-
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
-
-class RowError(ValueError):
-    """One row cannot be used; the message is the reason, for the user."""
-
-    def __init__(self, reason: str, text: str = "") -> None:
-        super().__init__(reason)
-        self.text = text  # the row as it stands in the file, where no better form exists
+_NO_INPUT = re.compile(r"\s*(<\s*no\s?input\s*>)?\s*", re.IGNORECASE)  # self-instruct's mark
 
 
 def check_format(name: str) -> None:
@@ -51,55 +32,84 @@ def check_format(name: str) -> None:
         raise SettingError(f"format {name!r} is not known; choose one of {choices}")
 
 
-def detect(columns: Collection[str]) -> str | None:
-    """Name of the schema that has these columns, None where there is none.
+def detect(row: Row) -> str | None:
+    """Name of the schema whose columns the row has, None where there is none.
 
-    `messages` goes first: some sets repeat the first question in a column `prompt`.
+    A file may hold rows of several schemas; in Parquet, each then has nulls in the columns of
+    the others. `messages` goes first: some sets repeat the first question in a column `prompt`.
     """
     for name, (needed, _) in SCHEMAS.items():
-        if needed <= set(columns):
+        if all(row.get(column) is not None for column in needed):
             return name
-    return None
+    return next((name for name, (needed, _) in SCHEMAS.items() if needed <= row.keys()), None)
 
 
-def to_conversation(row: Row, schema: str) -> Conversation:
+def hint(row: Row) -> str:
+    """What a row of no known schema seems to be, and what to do; a sentence's end."""
+    if {"chosen", "rejected"} <= row.keys():
+        return (
+            "it is preference data, which is not trained on; keep the chosen answers alone, as "
+            "completion"
+        )
+    if looks_like_turn(row):
+        return 'a row seems to be one message; write all of a conversation as {"messages": […]}'
+    for name, value in row.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and detect(first):
+            return f"the rows seem to be in its list {name!r}; write that list alone"
+    return "rename the columns"
+
+
+def to_conversation(row: Row, schema: str, ignored: set[str] | None = None) -> Conversation:
     """The row's conversation, with roles and contents as plain strings.
 
+    Args:
+        ignored: takes in words what of the row carries meaning and is not used.
+
     Raises:
-        RowError: a field is missing or of the wrong type, or there is nothing to learn
-            because no assistant turn has text.
+        RowError: a field is missing or of the wrong type, asks for what cannot be honored, or
+            there is nothing to learn because no assistant turn has text or calls.
     """
     needed, convert = SCHEMAS[schema]
-    for field in sorted(needed):
-        if field not in row:
-            raise RowError(f"the field {field!r} is missing, which the schema {schema} needs")
-    messages = convert(row)
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    for column in sorted(needed):
+        if column not in row:
+            raise RowError(f"the field {column!r} is missing, which the schema {schema} needs")
+    template: dict[str, Any] = {}
+    more = columns.has_meaningful(row)
+    if more:
+        columns.refuse_unlearnable(row)
+    turns = convert(row)
+    if more:
+        template = columns.template_of(row)
+        turns = columns.with_context(row, turns, schema)
+        turns.ignored.update(columns.unused(row))
+    if not any(turns.supervised):
+        raise RowError(_nothing_to_learn(turns))
+    if ignored is not None:
+        ignored |= turns.ignored
+    return Conversation(messages=turns.messages, supervised=turns.supervised, template=template)
+
+
+def _nothing_to_learn(turns: Turns) -> str:
+    answers = [message for message in turns.messages if message["role"] == "assistant"]
     if not answers:
-        raise RowError("the conversation has no assistant turn")
-    if not any(answer.strip() for answer in answers):
-        raise RowError("every assistant turn is empty")
-    return Conversation.of(messages)
+        roles = dict.fromkeys(ascii(message["role"][:40]) for message in turns.messages)
+        seen = ", ".join(list(roles)[:8])
+        return f"the conversation has no assistant turn; its roles are {seen}"
+    if any(message["content"].strip() or len(message) > 2 for message in answers):
+        return "no assistant turn is to be trained on, as the row itself says"
+    return "every assistant turn is empty"
 
 
 def to_record(row: Any) -> str:
-    """The row in its own schema as one line of JSON.
-
-    JSON has no word for NaN and infinities, which become null, nor for some things that
-    Parquet holds: bytes become base64; dates and decimals become text.
+    """The row in its own schema as one line of JSON; `as_json` says how.
 
     Raises:
         RowError: the row is not an object, too long, nested too deeply or not valid text.
     """
-    try:
-        try:
-            record = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
-        except ValueError:
-            record = json.dumps(_finite(row), ensure_ascii=False, default=_plain)
-    except RecursionError:
-        raise RowError("the row is nested too deeply") from None
+    record = as_json(row)
     if not isinstance(row, dict):
-        raise RowError(f"the row is {_kind(row)}, not a JSON object", record)
+        raise RowError(f"the row is {kind(row)}, not a JSON object", record)
     if len(record) > MAX_ROW_BYTES:
         raise RowError(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB", record)
     try:
@@ -110,104 +120,48 @@ def to_record(row: Any) -> str:
     return record
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _from_messages(row: Row) -> Turns:
+    return read_turns(row["messages"], "messages")
 
 
-def _plain(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+def _from_sharegpt(row: Row) -> Turns:
+    return read_turns(row["conversations"], "conversations")
 
 
-def _from_messages(row: Row) -> list[Message]:
-    return _turns(row["messages"], "messages", "role", "content")
-
-
-def _from_sharegpt(row: Row) -> list[Message]:
-    turns = _turns(row["conversations"], "conversations", "from", "value")
-    for turn in turns:
-        turn["role"] = _SHAREGPT_ROLES.get(turn["role"], turn["role"])
-    return turns
-
-
-def _from_alpaca(row: Row) -> list[Message]:
-    instruction = _text(row["instruction"], "instruction")
+def _from_alpaca(row: Row) -> Turns:
+    instruction = text_of(row["instruction"], "instruction")
     context = row.get("input")
-    if context is not None and _text(context, "input").strip():
-        instruction += "\n\n" + _text(context, "input")
-    return [
-        {"role": "user", "content": instruction},
-        {"role": "assistant", "content": _text(row["output"], "output")},
-    ]
-
-
-def _from_prompt_completion(row: Row) -> list[Message]:
-    messages: list[Message] = []
-    for field, role in (("prompt", "user"), ("completion", "assistant")):
-        if isinstance(row[field], list):
-            messages += _turns(row[field], field, "role", "content")
-        else:
-            messages.append({"role": role, "content": _text(row[field], field)})
-    return messages
-
-
-def _turns(value: Any, field: str, role_key: str, content_key: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise RowError(f"{field} is {_kind(value)}, not a list of messages")
-    if not value:
-        raise RowError(f"{field} is an empty list")
-    turns = []
-    for number, turn in enumerate(value):
-        place = f"{field}[{number}]"
-        if not isinstance(turn, dict):
-            raise RowError(f"{place} is {_kind(turn)}, not an object")
-        for key in (role_key, content_key):
-            if key not in turn:
-                raise RowError(f"{place} has no {key!r}")
-        if turn.get("tool_calls"):
-            # Dropping the calls would teach the model to answer without them.
-            raise RowError(f"{place} calls tools, which are not supported; put them into the text")
-        role = turn[role_key]
-        if not isinstance(role, str) or not role:
-            raise RowError(f"{place}.{role_key} is {_kind(role)}, not the name of a role")
-        content = _text(turn[content_key], f"{place}.{content_key}")
-        turns.append({"role": role, "content": content})
+    if context is not None:
+        context = text_of(context, "input")
+        if not _NO_INPUT.fullmatch(context):
+            instruction += "\n\n" + context
+    turns = Turns()
+    turns.add("user", instruction)
+    _add_answer(turns, row["output"], "output")
     return turns
 
 
-def _text(value: Any, place: str) -> str:
-    """A string, or the joined texts of a multi-modal list that holds nothing but text."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise RowError(f"{place} is {_kind(value)}, not text")
-    texts = []
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = str(part.get("type"))[:40] if isinstance(part, dict) else _kind(part)
-            raise RowError(f"{place} has a part that is not text but {kind!r}")
-        if not isinstance(part.get("text"), str):
-            raise RowError(f"{place} has a text part without text")
-        texts.append(part["text"])
-    return "".join(texts)
+def _from_prompt_completion(row: Row) -> Turns:
+    """Earlier answers in the prompt are context: TRL trains on the completion alone."""
+    turns = Turns()
+    if is_turns(row["prompt"]):
+        turns.extend(read_turns(row["prompt"], "prompt"), context=True)
+    else:
+        turns.add("user", text_of(row["prompt"], "prompt"))
+    if is_turns(row["completion"]):
+        turns.extend(read_turns(row["completion"], "completion"))
+    else:
+        _add_answer(turns, row["completion"], "completion")
+    return turns
 
 
-def _kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
-    if value is None:
-        return "null"
-    if value == "":
-        return "an empty string"
-    if isinstance(value, bool):
-        return "a boolean"
-    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else "no text")
+def _add_answer(turns: Turns, value: Any, column: str) -> None:
+    answer = text_of(value, column)
+    turns.add("assistant", answer)
+    turns.supervised[-1] = bool(answer.strip())
 
 
-SCHEMAS: dict[str, tuple[frozenset[str], Callable[[Row], list[Message]]]] = {
+SCHEMAS: dict[str, tuple[frozenset[str], Callable[[Row], Turns]]] = {
     "messages": (frozenset({"messages"}), _from_messages),
     "prompt-completion": (frozenset({"prompt", "completion"}), _from_prompt_completion),
     "alpaca": (frozenset({"instruction", "output"}), _from_alpaca),

@@ -7,6 +7,7 @@ found alike.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,18 +18,33 @@ from fsspec.core import has_magic, url_to_fs
 
 from g2is_ray.errors import InputError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-READABLE = "*.jsonl, *.ndjson, *.json (each also .gz or .zst) and *.parquet"
-HUB = re.compile(r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?::(?P<split>[\w.-]+))?")
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+READABLE = "*.jsonl, *.ndjson, *.json (each also .gz, .zst or .bz2), *.parquet and *.arrow"
+HUB = re.compile(
+    r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?:(?::(?P<config>[\w.+-]+))?:(?P<split>[\w.-]+))?"
+)
+_COMPRESSIONS = (".gz", ".zst", ".bz2")
+_TABLES = (".parquet", ".arrow")  # packed inside; packed once more they could not be sought in
+
+_METADATA = re.compile(
+    r"(dataset_infos?|dataset_dict|state|dataset-metadata)\.json|"
+    r"(generation_|tokenizer_|special_tokens_)?(config|map|metadata|croissant|package)\.json|"
+    r"cache-[^/]*\.arrow"  # what datasets computed from the rows that are beside it
+)
+_UNREAD = (".csv", ".tsv", ".xlsx", ".feather", ".zip", ".tar", ".xz", ".tgz", ".7z")
+_HELD_OUT = {"test", "tests", "testing", "validation", "valid", "val", "dev", "eval", "heldout"}
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def expand(sources: Sequence[str]) -> list[str]:
     """Files behind paths, globs, directories and URLs; sorted, each once.
 
-    Directories are searched to any depth for *.jsonl, *.ndjson, *.json and *.parquet (and
-    .gz and .zst of the first three), leaving out names that start with a dot. Local paths
-    stay relative where they were given so. `hf://org/name[:split]` is left as it is.
+    Directories are searched to any depth for files whose names say that they can be read, leaving
+    out names that start with a dot and files that describe a data set, such as
+    dataset_info.json. Local paths stay relative where they were given so.
+    `hf://org/name[[:config]:split]` is left as it is.
 
     Raises:
         InputError: nothing is there, or nothing that can be read.
@@ -53,10 +69,12 @@ def _expand_one(source: str) -> Iterator[tuple[str, str]]:
         raise InputError(f"{source}: no such file or directory; check the path") from None
     except Exception as error:  # each storage library has kinds of its own
         raise InputError(f"{source}: cannot be opened ({one_line(error)})") from error
+    if searched:
+        paths = _without_metadata(source, paths)
     readable = [found for found in paths if container(found)[1] in SUFFIXES]
     if not readable:
         what = "matches no readable file" if searched else "is not a readable file"
-        raise InputError(f"{source}: {what}; readable are {READABLE}")
+        raise InputError(f"{source}: {what}; readable are {READABLE}{_remedy(paths)}")
     chained = source.partition("::")[2]
     for found in readable:
         if _UNSHOWN.search(found):
@@ -77,12 +95,55 @@ def _search(fs: Any, path: str) -> tuple[list[str], bool]:
     except FileNotFoundError:
         if not has_magic(path):
             raise
-        return [found for found in fs.glob(path) if fs.isfile(found)], True
+        # Where nothing matches, the brackets may be those of a name.
+        matches = fs.glob(path) or fs.glob(path.replace("[", "[[]"))
+        return [found for found in matches if fs.isfile(found)], True
     if kind != "directory":
         return [path], False
     root = path.rstrip("/") + "/"
     inside = [found for found in fs.find(path) if "/." not in "/" + found.removeprefix(root)]
     return inside, True
+
+
+def _without_metadata(source: str, paths: list[str]) -> list[str]:
+    """The files without those that describe a data set; says what is passed over."""
+    kept = [path for path in paths if not _METADATA.fullmatch(path.rpartition("/")[2])]
+    unread = [path for path in kept if path.lower().endswith(_UNREAD)]
+    if len(kept) < len(paths):
+        log.info("%s: passing over %d files that describe data", source, len(paths) - len(kept))
+    if unread and len(unread) < len(kept):
+        log.warning(
+            "%s: passing over %d files of kinds that are not read, such as %s",
+            *(source, len(unread), unread[0]),
+        )
+    return kept
+
+
+def _remedy(paths: Sequence[str]) -> str:
+    if not any(path.lower().endswith((".csv", ".tsv")) for path in paths):
+        return ""
+    return (
+        '; convert CSV with python -c "import csv, json, sys; '
+        '[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]" < FILE.csv > FILE.jsonl'
+    )
+
+
+def held_out(files: Sequence[str]) -> list[str]:
+    """The files that are named like rows to test or validate with: by name, folder or split."""
+    return [file for file in files if _is_held_out(file)]
+
+
+def _is_held_out(file: str) -> bool:
+    hub = HUB.fullmatch(file)
+    if hub:
+        return not _HELD_OUT.isdisjoint(_words(hub["split"] or ""))
+    folder, _, name = file.partition("::")[0].rpartition("/")
+    inside = folder.rpartition("/")[2].lower()
+    return inside in _HELD_OUT or not _HELD_OUT.isdisjoint(_words(container(name)[0]))
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z]+", name.lower())
 
 
 def describe(file: str) -> dict[str, Any]:
@@ -117,11 +178,11 @@ def container(file: str) -> tuple[str, str, str]:
     if name.startswith(("http://", "https://")):
         name = name.partition("?")[0]
     path, compression = PurePosixPath(name), ""
-    if path.suffix.lower() in (".gz", ".zst"):
+    if path.suffix.lower() in _COMPRESSIONS:
         path, compression = PurePosixPath(path.stem), path.suffix.lower()
     suffix = path.suffix.lower()
-    if suffix == ".parquet" and compression:
-        suffix = ""  # it compresses inside; wrapped once more it could not be sought in
+    if suffix in _TABLES and compression:
+        suffix = ""
     return path.stem, suffix, compression
 
 

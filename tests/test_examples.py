@@ -10,6 +10,7 @@ from pool_files import row, write
 
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ModelSettings, ReadSettings
+from g2is_ray.conversation import Conversation
 from g2is_ray.errors import G2isError, InputError
 from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.models import load_tokenizer
@@ -51,7 +52,8 @@ def test_parts_hold_every_row_in_order_with_its_own_record(ingest):
     assert (receipt["rows"], receipt["parts"], receipt["rejected"]) == (20, 3, 0)
     found = list(held().read_all())
     assert [json.loads(one["record"]) for one in found] == rows
-    assert [one["messages"] for one in found] == [one["messages"] for one in rows]
+    messages = [Conversation.from_columns(one).messages for one in found]
+    assert messages == [one["messages"] for one in rows]
     assert [one["id"] for one in found] == [f"r{i}" for i in range(20)]
     assert [one["group"] for one in found] == [f"s{i % 3}" for i in range(20)]
     assert [one["answer"] for one in found] == [str(i) for i in range(20)]
@@ -72,7 +74,7 @@ def test_tokens_are_counted_as_the_encoder_counts(ingest, encoder):
     long["messages"][1]["content"] = " ".join(map(str, range(99)))
     receipt = ingest(write("pool.jsonl", row(1), long))
     for one in held().read_all():
-        encoded = encoder.encode(one["messages"])
+        encoded = encoder.encode(Conversation.from_columns(one))
         assert one["tokens"] == len(encoded.input_ids)
         assert one["supervised_tokens"] == encoded.supervised_tokens
         assert one["truncated"] == encoded.truncated

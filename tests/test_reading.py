@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from raw_files import HI, ROW, lines, read, write
 
-from g2is_ray import reading
+from g2is_ray import json_rows, reading, tables
 from g2is_ray.errors import InputError
 from g2is_ray.reading import Example, Rejected, read_examples
 from g2is_ray.sources import describe, expand
@@ -61,7 +61,7 @@ def test_a_json_array_reads_alike_through_any_window(window, monkeypatch):
     rows = [{"n": -12.5, "t": True, "s": 'é🙂\\"]},[{', **ROW}, {"messages": HI, "id": 12345}]
     data = json.dumps(rows, ensure_ascii=True) + json.dumps(rows, ensure_ascii=False)
     data = data.replace("][", " ,\r\n\t").encode()
-    monkeypatch.setattr(reading, "_WINDOW", window)
+    monkeypatch.setattr(json_rows, "_WINDOW", window)
     assert [json.loads(one.record) for one in read("pool.json", data)] == rows * 2
 
 
@@ -93,8 +93,8 @@ def test_a_syntax_error_is_located():
 
 
 def test_an_endless_row_of_a_json_array_is_refused(monkeypatch):
-    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr(reading, "_WINDOW", 100)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(json_rows, "_WINDOW", 100)
     with pytest.raises(InputError, match="row 1 of the array is not JSON, or longer than"):
         read("pool.json", b'["' + b"x" * 100_000 + b'"]')
 
@@ -110,7 +110,7 @@ def test_one_object_over_several_lines_is_refused():
 
 
 def test_parquet_is_read(monkeypatch):
-    monkeypatch.setattr(reading, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 2)
     pq.write_table(pa.Table.from_pylist([{**ROW, "id": i} for i in range(5)]), "pool.parquet")
     found = read("pool.parquet")
     assert [(one.id, one.line, one.messages) for one in found] == [
@@ -120,11 +120,17 @@ def test_parquet_is_read(monkeypatch):
 
 
 def test_parquet_columns_beyond_json_are_recorded():
-    row = {**ROW, "day": datetime.date(2024, 5, 1), "image": b"\x00\xff", "score": float("nan")}
+    row = {
+        **ROW,
+        "day": datetime.date(2024, 5, 1),
+        "blob": b"\x00\xff",
+        "word": b"w",
+        "score": float("nan"),
+    }
     pq.write_table(pa.Table.from_pylist([row]), "pool.parquet")
     (example,) = read("pool.parquet")
     record = json.loads(example.record)
-    assert record == {**ROW, "day": "2024-05-01", "image": "AP8=", "score": None}
+    assert record == {**ROW, "day": "2024-05-01", "blob": "AP8=", "word": "w", "score": None}
 
 
 def test_a_parquet_text_that_is_not_utf8_rejects_its_row_only():
@@ -133,7 +139,7 @@ def test_a_parquet_text_that_is_not_utf8_rejects_its_row_only():
     pq.write_table(table, "pool.parquet")
     found = read("pool.parquet")
     assert [type(one) for one in found] == [Example, Rejected, Example]
-    assert "not UTF-8" in found[1].reason
+    assert "no UTF-8" in found[1].reason
     assert found[1].line == 2
 
 
@@ -291,8 +297,8 @@ def test_a_hub_dataset_is_streamed(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, **options):
-        asked.append((name, options))
+    def load_dataset(*names, **options):
+        asked.append((*names, options))
         yield ROW
         raise ConnectionError("gone\naway")
 
@@ -301,7 +307,9 @@ def test_a_hub_dataset_is_streamed(monkeypatch):
     assert next(rows).id == "hf://org/name:valid:1"
     with pytest.raises(InputError, match=r"from the hub \(ConnectionError: gone away\)"):
         next(rows)
-    assert asked == [("org/name", {"split": "valid", "streaming": True})]
+    assert asked == [("org/name", None, {"split": "valid", "streaming": True})]
+    assert next(read_examples(["hf://org/name:en:valid"])).group == "name"
+    assert asked[1] == ("org/name", "en", {"split": "valid", "streaming": True})
 
 
 def test_a_missing_split_is_refused():

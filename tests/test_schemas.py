@@ -7,7 +7,7 @@ import re
 import pytest
 from raw_files import HI, ROW, lines, read, write
 
-from g2is_ray import reading, schemas
+from g2is_ray import json_rows, schemas
 from g2is_ray.conversation import Conversation
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.reading import Example, Rejected, read_examples
@@ -112,10 +112,10 @@ def test_alpaca_puts_the_input_below_the_instruction():
 
 
 def test_sharegpt_speakers_become_roles():
-    speakers = ["system", "human", "gpt", "user", "assistant", "observation"]
+    speakers = ["system", "human", "gpt", "user", "assistant", "observation", "critic"]
     turns = [{"from": speaker, "value": "x"} for speaker in speakers]
     roles = [turn["role"] for turn in messages_of({"conversations": turns})]
-    assert roles == ["system", "user", "assistant", "user", "assistant", "observation"]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "tool", "critic"]
 
 
 def test_contents_in_parts_are_joined_if_all_are_text():
@@ -162,7 +162,8 @@ def test_an_unknown_format_is_refused_at_the_call():
     [
         (b'{"messages": [', "is not JSON"),
         (b"nothing", "is not JSON .* at column 1"),
-        (b'{"a": 1} {"b": 2}', "is not JSON .*Extra data"),
+        (b'{"a": 1} {"b": 2}', "several JSON values are on one line"),
+        (b'{"a": 1},', "is not JSON .*Extra data"),
         (b'{"messages": "\xff\xfe"}', "byte 15 of the line is not UTF-8"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "cannot be parsed"),
@@ -178,11 +179,12 @@ def test_an_unknown_format_is_refused_at_the_call():
         ({"messages": [{"content": "x"}]}, r"messages\[0\] has no 'role'"),
         ({"messages": [{"role": 3, "content": "x"}]}, r"role is a number, not the name"),
         ({"messages": [{"role": "", "content": "x"}]}, r"role is an empty string"),
-        ({"messages": [HI[0], {"role": "assistant", "content": 7}]}, "is a number, not text"),
+        ({"messages": [HI[0], {"role": "assistant", "content": 7.5}]}, "number, not text; write"),
+        ({"messages": [HI[0], {"role": "assistant", "content": True}]}, "boolean, not text; write"),
         ({"messages": [HI[0], {"role": "assistant", "content": None}]}, "is null, not text"),
-        ({"messages": [HI[0]]}, "no assistant turn"),
+        ({"messages": [HI[0]]}, "no assistant turn; its roles are 'user'"),
         ({"messages": [HI[0], {"role": "assistant", "content": " \n"}]}, "turn is empty"),
-        ({"messages": [HI[0], {**HI[1], "tool_calls": [{"id": 1}]}]}, "calls tools"),
+        ({"messages": [HI[0], {**HI[1], "tool_calls": [{"id": 1}]}]}, "without the name"),
         (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', r"'\\ud83d' has no UTF-8"),
         (b'{"x": {"\\ude00": 1}, "messages": []}', r"'\\ude00' has no UTF-8"),
     ],
@@ -210,11 +212,11 @@ def test_contents_with_other_parts_than_text_are_rejected(part, reason):
     ("format", "row", "reason"),
     [
         ("alpaca", {"instruction": "a"}, "'output' is missing, which the schema alpaca needs"),
-        ("alpaca", {"instruction": "a", "input": 1, "output": "b"}, "input is a number"),
+        ("alpaca", {"instruction": "a", "input": 1.5, "output": "b"}, "input is a number"),
         ("prompt-completion", {"prompt": {}, "completion": "x"}, "prompt is an object, not text"),
         ("prompt-completion", {"prompt": "x", "completion": ""}, "turn is empty"),
         ("prompt-completion", {"prompt": "x", "completion": [HI[0]]}, "no assistant turn"),
-        ("sharegpt", {"conversations": [{"from": "gpt"}]}, "conversations[0] has no 'value'"),
+        ("sharegpt", {"conversations": [{"from": "gpt"}]}, "conversations[0] has no 'content'"),
         ("messages", {"prompt": "x", "completion": "y"}, "'messages' is missing"),
     ],
 )
@@ -237,7 +239,7 @@ def test_a_rejected_rows_text_is_cut_and_can_be_written():
 
 @pytest.mark.parametrize("newline", [b"\n", b""])
 def test_an_enormous_line_is_rejected_without_being_held(newline, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1000)
     long = b'{"messages": "' + b"x" * 5_000_000 + newline
     found = read("pool.jsonl", lines(ROW) + long + (lines(ROW) if newline else b""))
     assert found[1].reason.startswith("the line is longer than")
@@ -246,9 +248,9 @@ def test_an_enormous_line_is_rejected_without_being_held(newline, monkeypatch):
 
 def test_a_line_of_exactly_the_limit_is_read(monkeypatch):
     line = lines(ROW)
-    monkeypatch.setattr(reading, "MAX_ROW_BYTES", len(line))
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", len(line))
     assert isinstance(read("pool.jsonl", line * 2)[1], Example)
-    monkeypatch.setattr(reading, "MAX_ROW_BYTES", len(line) - 1)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", len(line) - 1)
     assert [one.line for one in read("pool.jsonl", line * 2)] == [1, 2]
 
 

@@ -1,0 +1,161 @@
+"""Values: texts, lists, flags and objects out of what a row's fields hold.
+
+Parquet and JSON files keep the same thing in several ways: a list as itself, as JSON text or as
+bytes; a flag as a boolean, as 0 and 1 or as a word.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+MAX_ROW_BYTES = 4 * 2**20  # about a million tokens; a longer row is a broken file
+
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_TEXT_PARTS = ("text", "input_text", "output_text")  # chat completions, OpenAI's responses
+
+
+class RowError(ValueError):
+    """One row cannot be used; the message is the reason, for the user."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.text = text  # the row as it stands in the file, where no better form exists
+
+
+def as_json(value: Any) -> str:
+    """The value as one line of JSON.
+
+    JSON has no word for NaN and infinities, which become null, nor for some things that
+    Parquet holds: bytes become text, or base64 where they are none; dates and decimals
+    become text.
+
+    Raises:
+        RowError: the value is nested too deeply.
+    """
+    try:
+        try:
+            return _ENCODER.encode(value)
+        except (ValueError, TypeError):
+            return json.dumps(_finite(value), ensure_ascii=False, default=_plain)
+    except RecursionError:
+        raise RowError("the row is nested too deeply") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_key(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _key(key: Any) -> Any:
+    return key if isinstance(key, str | int | None) else str(key)
+
+
+def _plain(value: Any) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def unpack(value: Any) -> Any:
+    """The list or object that JSON text or bytes hold; anything else as it is."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return value
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        found = json.loads(value, strict=False, parse_constant=lambda _: None)
+        json.dumps(found, ensure_ascii=False).encode()  # refuses half a surrogate pair
+    except (ValueError, RecursionError):
+        return value
+    return found
+
+
+def text_of(value: Any, place: str) -> str:
+    """A string, a whole number, or the joined texts of a list of parts that are all text.
+
+    Raises:
+        RowError: the value is something else; names `place`.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise RowError(f"{place} is not UTF-8") from None
+    if not isinstance(value, list):
+        remedy = "; write it as a string" if isinstance(value, bool | float) else ""
+        raise RowError(f"{place} is {kind(value)}, not text{remedy}")
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
+            what = str(part.get("type"))[:40] if isinstance(part, dict) else kind(part)
+            raise RowError(f"{place} has a part that is not text but {what!r}")
+        if not isinstance(part.get("text"), str):
+            raise RowError(f"{place} has a text part without text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def flag(value: Any, place: str) -> bool | None:
+    """A yes or no, however it is written; None where it is null.
+
+    Raises:
+        RowError: the value is neither, such as a weight of 0.5.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in _WORDS:
+        return _WORDS[value.strip().lower()]
+    shown = f"{value:g}" if isinstance(value, float) else kind(value)
+    raise RowError(f"{place} is {shown}; only yes or no (1 or 0) can be honored")
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a field says nothing: null, empty, or JSON text of an empty list or object."""
+    if isinstance(value, str | bytes):
+        value = value.strip()
+        return not value or value in ("[]", "{}", "null", b"[]", b"{}", b"null")
+    return value is None or value == [] or value == {}
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without nulls in objects.
+
+    A Parquet file gives every object of a column the keys of all of them. TRL removes the
+    nulls from tool calls and tools likewise.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def kind(value: Any) -> str:
+    """What a value is, in JSON's words."""
+    if value is None:
+        return "null"
+    if value == "":
+        return "an empty string"
+    if isinstance(value, bool):
+        return "a boolean"
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "no text")
