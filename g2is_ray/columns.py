@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from g2is_ray.messages import Turns, read_turns
 from g2is_ray.tools import definitions_of
-from g2is_ray.turns import Turns, read_turns
 from g2is_ray.values import RowError, as_json, is_blank, kind, text_of, unpack
 
 Row = Mapping[str, Any]
@@ -24,9 +24,11 @@ _PREFERENCE = ("rejected", "rejected_response", "rejected_messages")
 _LABELS = ("label", "kto_tag")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _THINKING = "enable_thinking"
+_WEIGHTS = ("weight", "loss_mask", "train", "trainable", "loss_scale", "completion_mask")
 _UNUSED = {
-    *("weight", "loss_mask", "loss", "train", "mask", "trainable", "loss_scale", "chat_template"),
-    *("documents", "context", "reasoning", "reasoning_content", "thinking", "cot", "rationale"),
+    *_WEIGHTS,
+    *("mask", "assistant_masks", "chat_template", "documents", "context"),
+    *("reasoning", "reasoning_content", "thinking", "cot", "rationale"),
 }
 _MEANINGFUL = {
     *(*_SYSTEM, *_TOOLS, *_CALLS, *_PREFERENCE, *_LABELS, *_MEDIA, *_UNUSED),
@@ -58,6 +60,12 @@ def refuse_unlearnable(row: Row) -> None:
                 f"{column} is false, which marks an answer not to be imitated (preference data); "
                 "remove such rows"
             )
+    for column in _WEIGHTS:
+        value = unpack(row.get(column))
+        if isinstance(value, list) and value:
+            raise RowError(f"the row has a list {column}; put a flag into each message instead")
+        if isinstance(value, bool | int | float) and not value:
+            raise RowError(f"{column} is {value}, so the row is not to be trained on; remove it")
     for column in _PREFERENCE:
         value = row.get(column)
         if isinstance(value, bool) or is_blank(value):

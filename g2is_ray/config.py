@@ -89,12 +89,14 @@ class ReadSettings:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolSettings:
     pool: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Candidates: JSONL, JSON or Parquet files, globs, directories, URLs, hf://org/name[:split]."""
+    """Candidates: JSONL, JSON, Parquet or Arrow files, globs, directories, URLs, or
+    hf://org/name[[:config]:split]."""
     append: tuple[str, ...] = ()
     """More candidates, as for pool, for a pool that is read already: gradients are taken of them
     alone, the graph is extended, and selections are made anew."""
     format: str = "auto"
-    """Schema of the pool's rows: auto, messages, prompt-completion, alpaca or sharegpt."""
+    """Schema of the pool's rows: messages, prompt-completion, alpaca or sharegpt; auto tells it
+    from each row's columns."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

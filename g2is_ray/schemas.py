@@ -17,7 +17,7 @@ from typing import Any
 from g2is_ray import columns
 from g2is_ray.conversation import Conversation
 from g2is_ray.errors import SettingError
-from g2is_ray.turns import Turns, is_turns, looks_like_turn, read_turns
+from g2is_ray.messages import Turns, is_turns, looks_like_turn, read_turns
 from g2is_ray.values import MAX_ROW_BYTES, RowError, as_json, kind, text_of
 
 Row = Mapping[str, Any]
@@ -46,7 +46,7 @@ def detect(row: Row) -> str | None:
 
 def hint(row: Row) -> str:
     """What a row of no known schema seems to be, and what to do; a sentence's end."""
-    if {"chosen", "rejected"} <= row.keys():
+    if row.keys() & {"rejected", "non_preferred_output"}:
         return (
             "it is preference data, which is not trained on; keep the chosen answers alone, as "
             "completion"

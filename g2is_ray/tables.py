@@ -34,11 +34,17 @@ def arrow_rows(raw: Any, *, is_stream: bool) -> Rows:
     source = pa.PythonFile(raw, mode="r")
     if is_stream:
         with pa.ipc.open_stream(source) as reader:
-            yield from enumerate(_rows(reader), start=1)
+            yield from enumerate(_rows(map(_validated, reader)), start=1)
         return
     with pa.ipc.open_file(source) as reader:
         batches = map(reader.get_batch, range(reader.num_record_batches))
-        yield from enumerate(_rows(batches), start=1)
+        yield from enumerate(_rows(map(_validated, batches)), start=1)
+
+
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch; Arrow takes a file at its word, and would read what is not there."""
+    batch.validate(full=True)
+    return batch
 
 
 def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Any]:
@@ -121,6 +127,8 @@ _CONVERSIONS: tuple[Callable[[Any], Any], ...] = (
 def _decoded_bytes(array: Any) -> int:
     """Bytes of an array, where a text in its dictionary counts as often as it is used."""
     if pa.types.is_dictionary(array.type):
+        if not any(is_kind(array.type.value_type) for is_kind in _TEXTS):
+            return int(array.indices.nbytes)
         lengths = pc.take(pc.binary_length(array.dictionary), array.indices)
         return pc.sum(lengths).as_py() or 0
     if pa.types.is_struct(array.type):
@@ -134,4 +142,8 @@ def _decoded_bytes(array: Any) -> int:
     return int(array.nbytes)
 
 
+_TEXTS = (
+    *(pa.types.is_string, pa.types.is_large_string),
+    *(pa.types.is_binary, pa.types.is_large_binary),
+)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

@@ -131,11 +131,13 @@ def flag(value: Any, place: str) -> bool | None:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a field says nothing: null, empty, or JSON text of an empty list or object."""
+    """Whether a field says nothing: null, empty, all nulls, or JSON text of an empty value."""
     if isinstance(value, str | bytes):
         value = value.strip()
         return not value or value in ("[]", "{}", "null", b"[]", b"{}", b"null")
-    return value is None or value == [] or value == {}
+    if isinstance(value, dict):
+        value = list(value.values())
+    return value is None or (isinstance(value, list) and all(one is None for one in value))
 
 
 def without_nulls(value: Any) -> Any:

@@ -22,7 +22,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import ExampleSet, write_examples
-from g2is_ray.sources import describe, expand
+from g2is_ray.sources import describe, expand, held_out
 from g2is_ray.workspace import Workspace
 from jobs.session import Session
 
@@ -67,6 +67,8 @@ def _read(
     model, read, seed = pool_settings(session)
     files = expand(sources)
     decides = _decides(model, read, schema) | {"files": [describe(f) for f in files]}
+    if stage == "pool":
+        _warn_of_held_out(files)
     remembered = as_dict(read, model, seed) | (remember or {})
     remedies = {"files": "add files with --append"} if stage == "pool" else {}
     workspace.begin(stage, decides, arguments=remembered, remedies=remedies)
@@ -98,6 +100,7 @@ def _append(session: Session, sources: list[str], schema: str) -> None:
     workspace.begin("pool", decides | {"files": held})  # refuses other settings
     known = [_content(one) for one in held]
     files = expand(sources)
+    _warn_of_held_out(files)
     described = {file: describe(file) for file in files}
     new = [file for file in files if _content(described[file]) not in known]
     asked = [described[file] for file in new or files]
@@ -127,6 +130,16 @@ def _decides(model: ModelSettings, read: ReadSettings, schema: str) -> dict[str,
 def _content(described: dict[str, Any]) -> dict[str, Any]:
     """What tells a file's content from another's, whatever it is called."""
     return {k: v for k, v in described.items() if k != "name"} or described
+
+
+def _warn_of_held_out(files: list[str]) -> None:
+    found = held_out(files)
+    if found:
+        log.warning(
+            "pool: %s has a name of held-out rows, as have %d of %d files; leave it out unless it "
+            "is to be trained on",
+            *(found[0], len(found), len(files)),
+        )
 
 
 def _warn_of_unlike(workspace: Workspace, target: str) -> None:

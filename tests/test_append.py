@@ -124,13 +124,17 @@ def test_an_append_needs_a_pool(refused):
     assert sentence.startswith("pool is not set: ")
 
 
-def test_an_id_of_the_old_rows_is_refused_with_both_places(first, g2is, refused):
+def test_an_id_of_the_old_rows_is_qualified_by_the_file(first, g2is, refused):
     write("named.jsonl", row(50, id="a"))
     g2is(*appended("named.jsonl"))
-    before = contents()
     write("again.jsonl", row(51), row(52, id="a"))
+    g2is(*appended("again.jsonl"))
+    ids = [one["id"] for one in pool().read_all(["id"])]
+    assert ids[-3:] == ["a", "again.jsonl:1", "again.jsonl#a"]
+    before = contents()
+    write("again.jsonl", row(53, id="a"))
     sentence = refused(*appended("again.jsonl"))
-    assert sentence.startswith("again.jsonl:2: id 'a' was already used at named.jsonl:1;")
+    assert sentence.startswith("again.jsonl:1: id 'a' was already used at again.jsonl:2;")
     assert contents() == before
 
 

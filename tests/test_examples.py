@@ -14,6 +14,7 @@ from g2is_ray.conversation import Conversation
 from g2is_ray.errors import G2isError, InputError
 from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.models import load_tokenizer
+from g2is_ray.sources import expand
 from g2is_ray.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -31,7 +32,13 @@ def ingest(encoder):
     def write_set(file, workspace="ws", schema="auto", max_rows=None, **settings):
         given = ReadSettings(**({"part_rows": 8} | settings))
         return write_examples(
-            Workspace(workspace), "pool", [file], encoder, given, schema=schema, max_rows=max_rows
+            Workspace(workspace),
+            "pool",
+            expand([file]) if Path(file).is_dir() else [file],
+            encoder,
+            given,
+            schema=schema,
+            max_rows=max_rows,
         )
 
     return write_set
@@ -169,6 +176,57 @@ def test_an_id_used_twice_is_refused_with_both_places(first, second, between, in
         ingest(file)
     assert str(refusal.value).startswith(f"pool.jsonl:{between + 2}: id {str(second)!r} ")
     assert "already used at pool.jsonl:1;" in str(refusal.value)
+
+
+def ids():
+    return [one["id"] for one in held().read_all(["id"])]
+
+
+def test_ids_that_each_file_counts_from_0_are_qualified_by_the_file(ingest, caplog):
+    for name in "abc":
+        write(f"data/{name}.jsonl", *(row(f"{name}{i}", id=i) for i in range(12)))
+    ingest("data")
+    numbers = [str(i) for i in range(12)]
+    assert ids() == [
+        *numbers,
+        *(f"data/b.jsonl#{i}" for i in numbers),
+        *(f"data/c.jsonl#{i}" for i in numbers),
+    ]
+    said = [text for text in caplog.messages if "has ids that" in text]
+    assert [text.partition(":")[0] for text in said] == ["data/b.jsonl", "data/c.jsonl"]
+
+
+def test_qualified_ids_are_the_same_after_an_interruption(ingest, encoder, monkeypatch):
+    for name in "ab":
+        write(f"data/{name}.jsonl", *(row(f"{name}{i}", id=i) for i in range(12)))
+    encode, calls = encoder.encode, []
+
+    def until_killed(conversation):
+        calls.append(1)
+        if len(calls) == 20:  # in the second file, after two parts
+            raise KeyboardInterrupt
+        return encode(conversation)
+
+    monkeypatch.setattr(encoder, "encode", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        ingest("data")
+    monkeypatch.setattr(encoder, "encode", encode)
+    ingest("data")
+    assert ids() == [*map(str, range(12)), *(f"data/b.jsonl#{i}" for i in range(12))]
+
+
+def test_an_id_that_a_file_repeats_is_refused_even_if_another_file_has_it(ingest):
+    write("data/a.jsonl", row(0, id=0))
+    write("data/b.jsonl", row(1, id=0), row(2, id=1), row(3, id=0))
+    with pytest.raises(InputError, match=r"b\.jsonl:3: id '0' was already used at data/b\.jsonl:1"):
+        ingest("data")
+
+
+def test_the_last_turn_alone_is_kept_as_supervised(ingest):
+    turns = [*row(1)["messages"], *row(2)["messages"]]
+    ingest(write("pool.jsonl", {"messages": turns}), supervise="last")
+    (one,) = held().read_all()
+    assert Conversation.from_columns(one).supervised == [False, False, False, True]
 
 
 def test_a_target_larger_than_sense_is_refused(ingest):

@@ -1,4 +1,4 @@
-"""Turns: a row's list of messages as chat templates take them, and which are trained on.
+"""Messages: a row's list of turns as chat templates take it, and which are trained on.
 
 The keys of a turn are told from the turn itself, because `messages` and `conversations` hold
 `role` and `content` in some files, `from` and `value` in others.
