@@ -187,10 +187,10 @@ def killed(first, monkeypatch):
         with monkeypatch.context() as patch:
             encode = ChatEncoder.encode
 
-            def until(self, messages):
-                if messages[0]["content"] == f"What is {number}?":
+            def until(self, example):
+                if example.messages[0]["content"] == f"What is {number}?":
                     raise SystemExit
-                return encode(self, messages)
+                return encode(self, example)
 
             patch.setattr(ChatEncoder, "encode", until)
             with pytest.raises(SystemExit):
