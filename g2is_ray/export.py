@@ -1,6 +1,8 @@
 """Selections as files that other trainers read: LLaMA-Factory, TRL, axolotl, Hugging Face datasets.
 
-A row is its whole conversation in OpenAI's style, with its id and source beside it.
+A row is its whole conversation in OpenAI's style, with its id and source beside it. An assistant
+turn that is not trained on has `train: false`; tools are in a column `tools`, as JSON text, and
+other variables of the chat template in `chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -8,15 +10,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
+import pyarrow as pa
 import pydantic
 import yaml
 from pydantic.dataclasses import dataclass
 
 from g2is_ray import scratch
 from g2is_ray.config import Text
-from g2is_ray.conversation import Message
+from g2is_ray.conversation import COLUMNS, Conversation, Message
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.storage import Storage
@@ -49,20 +52,39 @@ class ExportSettings:
     """Replace files and entries of the same name."""
 
 
-class Conversation(TypedDict):
-    id: str
-    source: str
-    messages: list[Message]
+Row = dict[str, Any]
+"""`id`, `source`, `messages`; `tools` and `chat_template_kwargs` where there are any."""
 
 
-def conversations(pool: ExampleSet, rows: Iterable[int]) -> list[Conversation]:
+def conversations(pool: ExampleSet, rows: Iterable[int]) -> list[Row]:
     """Rows of the pool, in the order given."""
-    held = pool.take(rows, ["id", "group", "messages"])
-    return [{"id": row["id"], "source": row["group"], "messages": row["messages"]} for row in held]
+    held = pool.take(rows, ["id", "group", *COLUMNS])
+    return [
+        {"id": row["id"], "source": row["group"], **columns_of(Conversation.from_columns(row))}
+        for row in held
+    ]
+
+
+def columns_of(conversation: Conversation) -> Row:
+    turns = zip(conversation.messages, conversation.supervised, strict=True)
+    columns: Row = {
+        "messages": [
+            {**message, "train": False}
+            if message["role"] == "assistant" and not supervised
+            else message
+            for message, supervised in turns
+        ]
+    }
+    variables = dict(conversation.template)
+    if "tools" in variables:  # LLaMA-Factory takes a text, TRL and axolotl either
+        columns["tools"] = json.dumps(variables.pop("tools"), ensure_ascii=False)
+    if variables:
+        columns["chat_template_kwargs"] = variables
+    return columns
 
 
 def write_selections(
-    selections: Mapping[str, Sequence[Conversation]],
+    selections: Mapping[str, Sequence[Row]],
     format: Format,
     output: Storage,
     *,
@@ -85,6 +107,7 @@ def write_selections(
             files[f"{name}.yaml"] = _axolotl_entry(output.location(f"{name}.jsonl"))
         if format == "llama-factory":
             _warn_of_skipped(name, rows)
+        _warn_of_unread(name, rows, format)
     for path in files:
         if not overwrite and output.exists(path):
             raise InputError(f"{output.location(path)} exists: {_REMEDY}")
@@ -94,19 +117,28 @@ def write_selections(
         output.write_bytes(path, data)
 
 
-def _json_lines(rows: Sequence[Conversation]) -> bytes:
+def _json_lines(rows: Sequence[Row]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _hf_dataset(name: str, rows: Sequence[Conversation]) -> dict[str, bytes]:
+def _hf_dataset(name: str, rows: Sequence[Row]) -> dict[str, bytes]:
     from datasets import Dataset, Features, Value, disable_progress_bars  # slow to import
 
     disable_progress_bars()
     text = Value("string")
-    features = Features({"id": text, "source": text, "messages": [{"role": text, "content": text}]})
+    plain = {"id": text, "source": text, "messages": [{"role": text, "content": text}]}
+    names = {name: None for row in rows for name in row}  # from_list takes the first row's alone
+    features = None if _further(rows) or names.keys() - plain else Features(plain)
+    try:
+        held = Dataset.from_list([names | row for row in rows], features=features)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{name}: calls of tools or template variables are of too many types for one table "
+            f"({' '.join(str(error).split())[:200]}); export with --format trl"
+        ) from None
     with scratch.folder() as folder:
         # One shard, so that no file of a larger selection is left where this one replaces it.
-        Dataset.from_list(list(rows), features=features).save_to_disk(folder, num_shards=1)
+        held.save_to_disk(folder, num_shards=1)
         return {f"{name}/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
 
 
@@ -118,6 +150,7 @@ def _axolotl_entry(data: str) -> bytes:
         "type": "chat_template",
         "field_messages": "messages",
         "roles_to_train": ["assistant"],
+        "message_field_training": "train",
         "train_on_eos": "turn",
     }
     return yaml.safe_dump({"datasets": [entry]}, sort_keys=False, allow_unicode=True).encode()
@@ -153,7 +186,7 @@ def _dataset_info(output: Storage, names: Iterable[str], *, overwrite: bool) -> 
     return (json.dumps(held, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _warn_of_skipped(name: str, rows: Sequence[Conversation]) -> None:
+def _warn_of_skipped(name: str, rows: Sequence[Row]) -> None:
     skipped = sum(not _alternates(row["messages"]) for row in rows)
     if skipped:
         log.warning(
@@ -162,6 +195,26 @@ def _warn_of_skipped(name: str, rows: Sequence[Conversation]) -> None:
             skipped,
             len(rows),
             name,
+        )
+
+
+def _further(rows: Iterable[Row]) -> set[str]:
+    """Keys that messages have beside role and content."""
+    return {key for row in rows for message in row["messages"] for key in message} - {
+        "role",
+        "content",
+    }
+
+
+def _warn_of_unread(name: str, rows: Sequence[Row], format: Format) -> None:
+    """Say which keys of messages the trainers that an export is for do not read."""
+    unread = {"llama-factory": {"train", "tool_calls", "reasoning_content"}, "axolotl": set()}
+    for key in sorted(_further(rows) & unread.get(format, {"train"})):
+        count = sum(any(key in message for message in row["messages"]) for row in rows)
+        log.warning(
+            "export: %d of the %d conversations of %s have messages with %s, which readers of %s "
+            "do not honor; leave them out, or write them otherwise",
+            *(count, len(rows), name, key, format),
         )
 
 

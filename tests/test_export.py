@@ -15,7 +15,9 @@ from datasets import load_dataset, load_from_disk
 from transformers import AutoTokenizer
 
 from g2is_ray.chat import ChatEncoder
-from g2is_ray.export import Format, write_selections
+from g2is_ray.export import Format, columns_of, write_selections
+from g2is_ray.reading import read_examples
+from g2is_ray.sources import expand
 from g2is_ray.storage import Storage
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 from jobs.ingest import ingest
@@ -185,6 +187,36 @@ def test_it_warns_of_what_llama_factory_skips(tmp_path, caplog):
     assert f"will skip {len(SKIPPED)} of the 7 conversations of math" in warning
     write_selections({"sql": picked("sql")}, "llama-factory", Storage(str(tmp_path)))
     assert caplog.messages == [warning]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+SAYING_MORE = [
+    {
+        "messages": [
+            {"role": "user", "content": "Add."},
+            {"role": "assistant", "content": "What?", "train": False},
+            {"role": "user", "content": "2."},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "4", "name": "add"},
+            {"role": "assistant", "content": "4", "reasoning_content": "Two and two."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "add"}}],
+        "chat_template_kwargs": {"enable_thinking": True},
+    },
+    {"prompt": "Hi.", "completion": "Hello."},
+]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_is_read_again_as_what_it_was(format, tmp_path, caplog):
+    source = tmp_path / "pool.jsonl"
+    source.write_text("\n".join(map(json.dumps, SAYING_MORE)))
+    before = [one.conversation for one in read_examples([str(source)])]
+    rows = [{"id": str(i), "source": "s", **columns_of(one)} for i, one in enumerate(before)]
+    write_selections({"math": rows}, format, Storage(str(tmp_path / "out")))
+    after = list(read_examples(expand([str(tmp_path / "out")])))
+    assert [one.conversation for one in after] == before
+    assert ("with train, which readers" in caplog.text) == (format != "axolotl")
 
 
 # What is refused
