@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,10 @@ class Conversation:
             messages=list(messages),
             supervised=[message["role"] == "assistant" for message in messages],
         )
+
+    def until(self, count: int) -> Conversation:
+        """The conversation's first `count` messages."""
+        return replace(self, messages=self.messages[:count], supervised=self.supervised[:count])
 
     def columns(self) -> dict[str, Any]:
         """Values of the Parquet columns in `FIELDS`."""
