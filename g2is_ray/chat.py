@@ -46,6 +46,8 @@ class ChatEncoder:
             has no chat template, it is given `PLAIN_TEMPLATE`.
         max_tokens: longest encoding in tokens.
         template_date: day that the chat template is told, as YYYY-MM-DD; empty means today.
+        end_tokens: tokens that generation stops at; those of the generation_config.json beside
+            the tokenizer if not given, or else its end-of-sequence token.
 
     Raises:
         SettingError: max_tokens is below 1, or template_date is no date.
@@ -54,7 +56,12 @@ class ChatEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, template_date: str = ""
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_tokens: int,
+        template_date: str = "",
+        end_tokens: Sequence[str] = (),
     ) -> None:
         if max_tokens < 1:
             raise SettingError(f"max_tokens must be at least 1, got {max_tokens}")
@@ -64,7 +71,7 @@ class ChatEncoder:
                 f"the tokenizer of {name} is not a fast one, which labels need; "
                 "convert it to a tokenizer.json"
             )
-        self.template = ChatTemplate(tokenizer, template_date)
+        self.template = ChatTemplate(tokenizer, template_date, end_tokens)
         self.tokenizer: Any = tokenizer
         self.max_tokens = max_tokens
         self._added = frozenset(tokenizer.added_tokens_decoder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from g2is_ray.conversation import Message
+from g2is_ray.shapes import content_text, with_content
 
 _NAMES = {"role", "type", "id", "tool_call_id", "name"}  # of things, which templates compare
 _TEXTS_OF_TOOLS = {"description", "name"}
@@ -61,18 +62,15 @@ class Marker:
         marked = {}
         for key, value in message.items():
             if key == "content" and whole is not None:
-                marked[key] = self._around(value, Place(number, key, whole, "", "", 0))
+                name = self._around(content_text(message), Place(number, key, whole, "", "", 0))
+                marked[key] = with_content(message, name)[key]
             elif key in _NAMES or value is None:
                 marked[key] = value
             else:
                 marked[key] = self._leaves(value, number, key)
-        if len(self.places) == count and self._names and marked.get("content") is not None:
-            content = marked["content"]  # blank
+        if len(self.places) == count and self._names and "content" in message:  # is blank
             mark = self._around("", Place(number, "content", "", "", "", 0))
-            if isinstance(content, str):
-                marked["content"] = content + mark
-            elif content:
-                marked["content"] = [*content[:-1], {**content[-1], "text": mark}]
+            marked = with_content(marked, content_text(message) + mark)
         return marked
 
     def variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +146,16 @@ def read_marks(marked: str, salt: str) -> tuple[str, list[Event]]:
         events.append(Event(length, int(match[1]), match[2] == "b"))
     pieces.append(marked[end:])
     return "".join(pieces), events
+
+
+def without_repeats(events: Sequence[Event], places: Sequence[Place]) -> Iterator[Event]:
+    """The marks without those that templates repeat: names of tools stand in replies too."""
+    seen: set[tuple[int, bool]] = set()
+    for event in events:
+        mark = event.place, event.opens
+        if mark not in seen or places[event.place].key == "content":
+            yield event
+        seen.add(mark)
 
 
 def found_whole(text: str, events: Sequence[Event], places: Sequence[Place]) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from g2is_ray.conversation import Message
@@ -12,9 +12,22 @@ Shape = Callable[[list[Message]], list[Message] | None]
 """Puts messages into a form; None if that changes nothing or cannot be done."""
 
 
-def _content_parts(messages: list[Message]) -> list[Message] | None:
-    """Content as a list of parts, the only form that templates of many vision models read."""
+def content_parts(messages: Sequence[Message]) -> list[Message]:
+    """Content as a list of parts, the only form that templates of some vision models read."""
     return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+def content_text(message: Message) -> str:
+    """Content as a text, whichever form it is in."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def with_content(message: Message, text: str) -> Message:
+    """The message with another text as its content, in the same form."""
+    if isinstance(message["content"], str):
+        return {**message, "content": text}
+    return {**message, "content": [{"type": "text", "text": text}]}
 
 
 def _argument_texts(messages: list[Message]) -> list[Message] | None:
@@ -49,7 +62,6 @@ def _json(value: Any) -> str:
 
 SHAPES: list[Shape] = [
     lambda messages: messages,
-    _content_parts,
     _argument_texts,
     _argument_objects,
 ]

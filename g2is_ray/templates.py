@@ -44,6 +44,7 @@ token after every assistant turn. The `<|...|>` are plain text, so the vocabular
 
 _TAG = re.compile(r"</?[A-Za-z][\w:|-]*>|<\|[\w/▁-]+\|>|\[/?[A-Z][A-Z_]+\]")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "a question"
 _RESERVED = {  # what the encoder itself tells the template, and transformers' own arguments
     *("messages", "conversation", "add_generation_prompt", "continue_final_message"),
     *("chat_template", "tokenize", "sanitize_control_tokens", "padding", "truncation"),
@@ -55,19 +56,30 @@ _DIRECTIVES = [
 ]
 
 
+class TemplateError(InputError):
+    """The chat template rejects a conversation."""
+
+
 class ChatTemplate:
     """A tokenizer's chat template, with the date that it may ask for held fast.
 
     Args:
         tokenizer: where it has no chat template, it is given `PLAIN_TEMPLATE`.
         date: day that templates are told, as YYYY-MM-DD; empty means today.
+        end_tokens: tokens that generation stops at; those of the generation_config.json beside
+            the tokenizer if not given, or else its end-of-sequence token.
 
     Raises:
         InputError: the tokenizer has neither a chat template nor an end-of-sequence token.
         SettingError: `date` is no date.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        date: str = "",
+        end_tokens: Sequence[str] = (),
+    ) -> None:
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if tokenizer.chat_template is None:
             if tokenizer.eos_token is None:
@@ -84,8 +96,10 @@ class ChatTemplate:
         """Tags that the template names, longest first: it may cut a message there."""
         self.special_tokens = _special_tokens(tokenizer)
         """Texts of special tokens, longest first, so that none hides behind its beginning."""
-        self.end_tokens = _end_tokens(tokenizer)
-        """Texts of the tokens that generation stops at, by the model's generation_config."""
+        self.end_tokens = list(end_tokens) or _end_tokens(tokenizer)
+        """Texts of the tokens that generation stops at."""
+        self.takes_parts = self._takes_parts()
+        """Whether content is read as a list of parts only, as some vision models' templates do."""
 
     def render(
         self, messages: Sequence[Message], variables: Mapping[str, Any], *, prompt: bool = False
@@ -118,6 +132,16 @@ class ChatTemplate:
                 **{**self._tokenizer.special_tokens_map, **variables},
             )
         return [(start, end) for start, end in spans[0] if start < end]
+
+    def _takes_parts(self) -> bool:
+        shown = []
+        for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
+            try:
+                text = self.render([{"role": "user", "content": content}], {})
+            except InputError:
+                text = ""
+            shown.append(_PROBE in text and "'text'" not in text)
+        return shown == [False, True]
 
     def _source(self, variables: Mapping[str, Any]) -> str:
         if own := sorted(_RESERVED & variables.keys()):
@@ -187,7 +211,7 @@ class _explained:  # noqa: N801  reads as a verb in `with`
         # A template is a program, and may fail in any way.
         if isinstance(error, Exception) and not isinstance(error, InputError):
             reason = " ".join(str(error).split())[:300]
-            raise InputError(
+            raise TemplateError(
                 f"the model's chat template rejects the conversation ({reason})"
             ) from error
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from g2is_ray.conversation import Conversation, Message
 from g2is_ray.errors import InputError
-from g2is_ray.marks import Event, Marker, found_whole, read_marks
-from g2is_ray.shapes import SHAPES
-from g2is_ray.templates import ChatTemplate, Span
+from g2is_ray.marks import Event, Marker, found_whole, read_marks, without_repeats
+from g2is_ray.shapes import SHAPES, content_parts, content_text, with_content
+from g2is_ray.templates import ChatTemplate, Span, TemplateError
 
 _HIDES = (
     "the model's chat template hides where the assistant's message {} is; "
@@ -47,17 +47,21 @@ def lay_out(template: ChatTemplate, conversation: Conversation) -> Rendered:
         InputError: the template rejects the conversation, leaves out a message or what a
             supervised turn is to teach, or hides where a turn is.
     """
-    first: InputError | None = None
+    given = conversation.messages
+    if template.takes_parts:
+        given = content_parts(given)
+    refusal: InputError | None = None
     for shape in SHAPES:
-        messages = shape(conversation.messages)
+        messages = shape(given)
         if messages is None:
             continue
         try:
             return _lay_out(template, dataclasses.replace(conversation, messages=messages))
         except InputError as error:
-            first = first or error
-    assert first is not None
-    raise first
+            if refusal is None or isinstance(refusal, TemplateError):
+                refusal = error
+    assert refusal is not None
+    raise refusal
 
 
 def _lay_out(template: ChatTemplate, conversation: Conversation) -> Rendered:
@@ -84,6 +88,7 @@ class _Turns:
         self._roles = [message["role"] for message in conversation.messages]
         self._supervised = [i for i, one in enumerate(conversation.supervised) if one]
         self._opaque = set(opaque)
+        self._tokens = [*template.special_tokens, *template.tags]
         self._leads: dict[tuple[str, str, str], int] = {}
         self._closings: dict[str, int] = {}
         self._tails: dict[tuple[int, bool], str | None] = {}
@@ -92,9 +97,9 @@ class _Turns:
         self._salt = "Mark"
         while self._salt in text or self._salt in str(messages):
             self._salt += "Z"
-        self._held = {f"{self._salt}H{i}H": messages[i]["content"] for i in sorted(opaque)}
+        self._held = {f"{self._salt}H{i}H": content_text(messages[i]) for i in sorted(opaque)}
         messages = [
-            {**one, "content": f"{self._salt}H{i}H"} if i in self._opaque else one
+            with_content(one, f"{self._salt}H{i}H") if i in self._opaque else one
             for i, one in enumerate(messages)
         ]
         if opaque:
@@ -125,8 +130,9 @@ class _Turns:
                 marked = self._template.render(self._marked, self._marked_variables)
             except InputError:
                 continue
-            text, self._events = read_marks(self._filled(marked), self._salt)
+            text, events = read_marks(self._filled(marked), self._salt)
             self._places = marker.places
+            self._events = list(without_repeats(events, self._places))
             if text == self.text:
                 return
         turn = self._supervised[0] if self._supervised else 0
@@ -170,12 +176,13 @@ class _Turns:
                     "that writes them"
                 )
             where = f"message {message + 1} ({self._roles[message]})"
-            if message not in seen:
+            if message not in seen and key == "content":
                 raise InputError(
                     f"the model's chat template leaves out {where}; give it a role that the "
                     "template writes, or use another template"
                 )
-            if message in self._supervised and (message, key) in self._as_last(message):
+            ignored = message in self._supervised and (message, key) in self._as_last(message)
+            if message not in seen or ignored:
                 raise InputError(
                     f"the model's chat template ignores {key} of {where}; remove it, or use a "
                     "template that writes it"
@@ -232,7 +239,11 @@ class _Turns:
         place = self._places[event.place]
         part = place.core[: place.depth] if event.opens or place.depth else place.core
         earlier = self.text[self._bounds(number)[0] : event.position]
-        return event.position - _common_end(earlier, place.before + part)
+        length = _common_end(earlier, place.before + part)
+        own = earlier[len(earlier) - length :]
+        if length < len(place.before + part):
+            own = own.lstrip()  # blanks may be the header's
+        return event.position - len(own)
 
     def _last(self, number: int) -> int:
         """Where the texts of a message end whose last mark is `number`."""
@@ -261,12 +272,29 @@ class _Turns:
             # A template that ignores the wish for a prompt leaves the header out.
             if not self.text[start:first].strip() or prompt != self._prompt(turn, asked=False):
                 return start
-        if self._places[self._events[number].place].key == "content":
-            return first
-        plain = {"role": self._roles[turn], "content": self._salt}
-        header = self._after(number - 1, [*self._marked[:turn], plain])
-        header = None if header is None else header.partition(self._salt)[0]
-        return before + len(header) if header and gap.startswith(header) else first
+        end = first
+        if self._places[self._events[number].place].key != "content":
+            plain = with_content(self._marked[turn], self._salt)
+            plain = {"role": plain["role"], "content": plain["content"]}
+            header = self._after(number - 1, [*self._marked[:turn], plain])
+            header = None if header is None else header.partition(self._salt)[0]
+            end = before + len(header) if header and gap.startswith(header) else first
+        if prompt is not None and prompt != self._prompt(turn, asked=False):
+            # The prompt may begin with what the template writes in another way here: reasoning.
+            start = before + self._whole_tags(gap, _common_start(gap, prompt))
+            if start <= end and not self._without_tags(self.text[start:end]).strip():
+                return start
+        return end
+
+    def _whole_tags(self, text: str, end: int) -> int:
+        """The end, or the start of the tag that it falls into."""
+        tags = _tokens_in(text, self._tokens)
+        return next((tag.start() for tag in tags if tag.start() < end < tag.end()), end)
+
+    def _without_tags(self, text: str) -> str:
+        for tag in reversed(_tokens_in(text, self._tokens)):
+            text = text[: tag.start()] + text[tag.end() :]
+        return text
 
     def _prompt(self, turn: int, *, asked: bool = True) -> str | None:
         """What follows the last text before the turn, with or without a generation prompt."""
@@ -282,13 +310,19 @@ class _Turns:
         if turn < len(self._real) - 1:
             key = _DIGITS.sub("0", following)
             if key not in self._closings:
-                self._closings[key] = len(self._closing(turn, number, last, following))
+                closing = self._closing(turn, number, last, following)
+                if not self._ends(closing):
+                    closing += self._end_token(following[len(closing) :])
+                self._closings[key] = len(closing)
             return last + self._closings[key]
         closing = self._last_closing(turn, number, last, following)
-        if not closing and (added := self._missing_closing(turn, number, last)):
-            self.text = self.text[:last] + added
-            closing = added
+        if not self._ends(closing) and (added := self._added(turn, number, last, closing)):
+            closing += added
+            self.text = self.text[:last] + closing
         return last + len(closing)
+
+    def _ends(self, closing: str) -> bool:
+        return any(token in closing for token in self._template.end_tokens)
 
     def _closing(self, turn: int, number: int, last: int, following: str) -> str:
         """What closes an earlier turn: what would if the conversation ended there, if it fits."""
@@ -296,9 +330,7 @@ class _Turns:
         fits = [c.rstrip() for c in (asked, final) if c and following.startswith(c.rstrip())]
         if closing := max(fits, key=len, default=""):
             return closing
-        if final and (shared := self._shared(final, following, number)):
-            return shared
-        return self._end_token(following)
+        return self._shared(final, following, number) if final else ""
 
     def _last_closing(self, turn: int, number: int, last: int, following: str) -> str:
         """What closes the conversation's last turn: all that is left of the text."""
@@ -311,12 +343,14 @@ class _Turns:
                 return self._shared(following, asked, number)
         return following.rstrip()
 
-    def _missing_closing(self, turn: int, number: int, last: int) -> str:
-        """What closes the last turn as soon as the conversation goes on, where nothing does yet."""
+    def _added(self, turn: int, number: int, last: int, closing: str) -> str:
+        """What ends the last turn once the conversation goes on, where nothing does yet."""
         asked, _ = self._closings_at_end(turn, number, last)
-        if asked and asked.strip():
-            return asked.rstrip()
-        return self._end_token(self._continued(turn, number, last) or "")
+        more = (_without_start(asked, closing) or "").rstrip()
+        continued = _without_start(self._continued(turn, number, last), closing)
+        if more and (continued is None or continued.startswith(more)):
+            return more
+        return self._end_token(continued or "")
 
     def _closings_at_end(self, turn: int, number: int, last: int) -> tuple[str | None, str | None]:
         """What follows the turn if the conversation ends with it: asked to go on, and not.
@@ -329,23 +363,22 @@ class _Turns:
         asked = _without_start(self._after(number, marked, prompt=True), own)
         prompt, plain = self._prompt(turn), self._prompt(turn, asked=False)
         header = None if prompt is None else _without_start(prompt, plain or "")
-        if asked is None or header is None or not asked.endswith(header):
+        if asked is None or not header or not asked.endswith(header):
             return None, final
         return asked[: len(asked) - len(header)], final
 
     def _continued(self, turn: int, number: int, last: int) -> str | None:
         """What stands between the turn and the text of a message after it."""
         role = "tool" if self._real[turn].get("tool_calls") else "user"
-        after = self._after(
-            number, [*self._marked[: turn + 1], {"role": role, "content": self._salt}]
-        )
+        content = with_content(self._real[turn], self._salt)["content"]
+        after = self._after(number, [*self._marked[: turn + 1], {"role": role, "content": content}])
         own = self.text[self._events[number].position : last]
         return None if after is None else _without_start(after.partition(self._salt)[0], own)
 
     def _shared(self, one: str, other: str, number: int) -> str:
         """What two texts after a turn have in common, less the beginning of a header."""
         common = one[: _common_start(one, other)]
-        tokens = _tokens_in(common, [*self._template.special_tokens, *self._template.tags])
+        tokens = _tokens_in(common, self._tokens)
         start = self._of_message[self._places[self._events[number].place].message][0]
         header = self.text[self._bounds(start)[0] : self._first(start)]
         if len(tokens) > 1 and tokens[-1].group() in header:
