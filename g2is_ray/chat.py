@@ -50,7 +50,7 @@ class ChatEncoder:
             the tokenizer if not given, or else its end-of-sequence token.
 
     Raises:
-        SettingError: max_tokens is below 1, or template_date is no date.
+        SettingError: max_tokens is below 1.
         InputError: the tokenizer is not fast, or has neither a chat template nor an
             end-of-sequence token.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from g2is_ray.conversation import Message
-from g2is_ray.errors import InputError, SettingError
-
-log = logging.getLogger(__name__)
+from g2is_ray.errors import InputError
 
 Span = tuple[int, int]  # characters [start, end) of the rendered conversation
 
@@ -71,7 +68,6 @@ class ChatTemplate:
 
     Raises:
         InputError: the tokenizer has neither a chat template nor an end-of-sequence token.
-        SettingError: `date` is no date.
     """
 
     def __init__(
@@ -88,8 +84,9 @@ class ChatTemplate:
                     "end-of-sequence token to close a turn with; set one of them"
                 )
             tokenizer.chat_template = PLAIN_TEMPLATE
+        self.is_plain = tokenizer.chat_template == PLAIN_TEMPLATE
         self._tokenizer: Any = tokenizer
-        self._prelude = _date_macro(parse_date(date))
+        self._prelude = _date_macro(datetime.date.fromisoformat(date or today()))
         sources = tokenizer.chat_template
         text = "\n".join(sources.values()) if isinstance(sources, dict) else str(sources)
         self.tags = sorted(set(_TAG.findall(text)), key=lambda tag: (-len(tag), tag))
@@ -166,7 +163,7 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str:
     core = json.loads(tokens.backend_tokenizer.to_str()) if tokens.is_fast else {}
     for setting in ("version", "truncation", "padding"):
         core.pop(setting, None)
-    facts = [core, tokens.chat_template, tokens.special_tokens_map]
+    facts = [core, tokens.chat_template or PLAIN_TEMPLATE, tokens.special_tokens_map]
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -176,18 +173,9 @@ def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     return "strftime_now" in json.dumps(tokenizer.chat_template)
 
 
-def parse_date(date: str) -> datetime.date:
-    """The day that YYYY-MM-DD names; today if empty.
-
-    Raises:
-        SettingError: it is no date.
-    """
-    if not date:
-        return datetime.datetime.now().astimezone().date()
-    try:
-        return datetime.date.fromisoformat(date)
-    except ValueError:
-        raise SettingError(f"template_date should be YYYY-MM-DD, got {date!r}") from None
+def today() -> str:
+    """The day of this machine's clock, as YYYY-MM-DD."""
+    return datetime.datetime.now().astimezone().date().isoformat()
 
 
 def _date_macro(date: datetime.date) -> str:

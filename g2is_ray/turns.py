@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,6 +88,7 @@ class _Turns:
         self._supervised = [i for i, one in enumerate(conversation.supervised) if one]
         self._opaque = set(opaque)
         self._tokens = [*template.special_tokens, *template.tags]
+        self._ignored: dict[str, bool] = {}
         self._leads: dict[tuple[str, str, str], int] = {}
         self._closings: dict[str, int] = {}
         self._tails: dict[tuple[int, bool], str | None] = {}
@@ -181,13 +181,18 @@ class _Turns:
                     f"the model's chat template leaves out {where}; give it a role that the "
                     "template writes, or use another template"
                 )
-            ignored = message in self._supervised and (message, key) in self._as_last(message)
-            if message not in seen or ignored:
+            if message not in seen or (message in self._supervised and self._ignores(key, message)):
                 raise InputError(
                     f"the model's chat template ignores {key} of {where}; remove it, or use a "
                     "template that writes it"
                 )
         return len(self._whole) < sum(place.core != "" for place in self._places)
+
+    def _ignores(self, key: str, message: int) -> bool:
+        """Whether the key of a turn is lost even if the conversation ends with it."""
+        if key not in self._ignored:  # it is the same with other turns
+            self._ignored[key] = (message, key) in self._as_last(message)
+        return self._ignored[key]
 
     def _as_last(self, message: int) -> set[tuple[int, str]]:
         """What of the message is lost if the conversation ends with it."""
@@ -220,11 +225,12 @@ class _Turns:
             if not numbers or numbers[-1] - numbers[0] != len(numbers) - 1:
                 raise InputError(_HIDES.format(turn + 1))
             first, last = self._first(numbers[0]), self._last(numbers[-1])
-            own = itertools.takewhile(
-                lambda block: block[0] <= last,  # noqa: B023  used up at once
-                blocks[bisect.bisect_left(blocks, first, key=lambda block: block[1]) :],
-            )
-            yield from list(own) or [(self._start(turn, numbers[0]), self._end(turn, numbers[-1]))]
+            start = bisect.bisect_left(blocks, first, key=lambda block: block[1])
+            end = bisect.bisect_right(blocks, last, key=lambda block: block[0])
+            if start < end:
+                yield from blocks[start:end]
+            else:
+                yield self._start(turn, numbers[0]), self._end(turn, numbers[-1])
 
     def _bounds(self, number: int) -> tuple[int, int]:
         """Positions of the marks before and after a mark, or the ends of the text."""
