@@ -9,6 +9,7 @@ value dies at start. A YAML file and the flags use the same names
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -58,12 +59,24 @@ def _check_selector(name: str) -> str:
     raise ValueError(f"should be {', '.join(SELECTORS)}, or FILE.py:CLASS for one of your own")
 
 
+def _check_date(date: str) -> str:
+    if date:
+        try:
+            datetime.date.fromisoformat(date)
+        except ValueError:
+            raise ValueError("should be a day as YYYY-MM-DD") from None
+    return date
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSettings:
     model: Text
     """Hugging Face name or local directory of the causal LM to tune."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; leave off unless you trust its authors."""
+    template_date: Annotated[str, AfterValidator(_check_date)] = ""
+    """Day that the chat template is told, as YYYY-MM-DD; if not given, the day that the pool is
+    read. Only templates that write a date ask for it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the base weights; auto is bfloat16 on GPUs and float32 on CPUs."""
     quantization: Literal["none", "8bit", "4bit"] = "none"

@@ -40,6 +40,10 @@ class Conversation:
         last = max((i for i, one in enumerate(self.supervised) if one), default=-1)
         return replace(self, supervised=[i == last for i in range(len(self.supervised))])
 
+    def until(self, count: int) -> Conversation:
+        """The conversation's first `count` messages."""
+        return replace(self, messages=self.messages[:count], supervised=self.supervised[:count])
+
     def columns(self) -> dict[str, Any]:
         """Values of the Parquet columns in `FIELDS`."""
         turns = []

@@ -86,7 +86,8 @@ class EmbeddingWriter(FeatureWriter):
         max_tokens: int,
     ) -> None:
         tokenizer = models.load_tokenizer(model)
-        super().__init__(workspace, ChatEncoder(tokenizer, max_tokens=max_tokens))
+        encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=model.template_date)
+        super().__init__(workspace, encoder)
         self._computer = EmbeddingComputer(
             models.load_base(model, models.default_device(), execution.attention),
             pad_id=tokenizer.pad_token_id or 0,

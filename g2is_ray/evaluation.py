@@ -72,11 +72,12 @@ class Evaluation:
         max_tokens: int,
         settings: EvaluateSettings,
         token_budget: int,
+        template_date: str = "",
     ) -> None:
         self._tokenizer = tokenizer
         self._settings = settings
         self._token_budget = token_budget
-        encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
+        encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=template_date)
         conversations = list(map(Conversation.from_columns, rows))
         self._encoded = list(map(encoder.encode, conversations))
         answered = [i for i, row in enumerate(rows) if row["answer"] is not None]
@@ -102,6 +103,7 @@ class Evaluation:
             max_tokens=max_tokens,
             settings=settings,
             token_budget=models.token_budget(execution),
+            template_date=model.template_date,
         )
 
     @torch.no_grad()

@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),
         ("supervised_tokens", pa.int32()),
         ("truncated", pa.bool_()),
+        ("altered", pa.bool_()),
     ]
 )
 
@@ -188,7 +189,7 @@ def write_examples(
 
     Returns:
         The set's receipt: rows, parts, sizes (rows of each part), part_rows, rejected,
-        truncated, tokens, and the first part of each append.
+        truncated, altered, tokens, and the first part of each append.
 
     Raises:
         InputError: a file cannot be read, an id is used twice, nothing usable is left,
@@ -311,6 +312,7 @@ def _write_part(
         "items": len(rows) + len(rejected),
         "rejected": len(rejected),
         "truncated": sum(row["truncated"] for row in rows),
+        "altered": sum(row["altered"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
     }
     if append:
@@ -331,6 +333,7 @@ def _row(example: Example, encoder: ChatEncoder) -> dict[str, Any]:
         "tokens": len(encoded.input_ids),
         "supervised_tokens": encoded.supervised_tokens,
         "truncated": encoded.truncated,
+        "altered": encoded.altered,
     }
 
 
@@ -403,7 +406,7 @@ def _finish(
         else workspace.read_json(f"{folder}/{name}.json")
         for part, name in enumerate(map(part_name, range(count)))
     ]
-    keys = ("rows", "items", "rejected", "truncated", "tokens")
+    keys = ("rows", "items", "rejected", "truncated", "altered", "tokens")
     facts = {
         **{key: sum(r[key] for r in receipts) for key in keys},
         "parts": count,

@@ -41,7 +41,8 @@ class GradientWriter(FeatureWriter):
         max_tokens: int,
     ) -> None:
         tokenizer = models.load_tokenizer(model)
-        super().__init__(workspace, ChatEncoder(tokenizer, max_tokens=max_tokens))
+        encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=model.template_date)
+        super().__init__(workspace, encoder)
         self._model = checkpoints.load_model(workspace, model, execution.attention)
         self._weights = checkpoints.weights(workspace)
         self._held = [checkpoints.read(workspace, i + 1) for i in range(len(self._weights))]

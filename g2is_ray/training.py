@@ -70,7 +70,9 @@ class TunedModel:
         self._began = time.monotonic()
         _prepare_trackers(execution.report_to, workspace.location(f"{stage}/tensorboard"))
         tokenizer = models.load_tokenizer(plan.model)
-        encoder = ChatEncoder(tokenizer, max_tokens=plan.max_tokens)
+        encoder = ChatEncoder(
+            tokenizer, max_tokens=plan.max_tokens, template_date=plan.model.template_date
+        )
         held = ExampleSet(workspace, "pool").take(rows, COLUMNS)
         self._encoded = [encoder.encode(Conversation.from_columns(row)) for row in held]
         device = models.default_device()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -9,6 +10,8 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from g2is_ray import models
 from g2is_ray.chat import ChatEncoder
@@ -23,6 +26,7 @@ from g2is_ray.config import (
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.sources import describe, expand, held_out
+from g2is_ray.templates import asks_for_date, identity, today
 from g2is_ray.workspace import Workspace
 from jobs.session import Session
 
@@ -40,20 +44,22 @@ def ingest(session: Session) -> None:
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
     for file in (*targets.target.values(), *targets.test.values()):
         expand([file])  # one that is missing shows before the pool is read
+    tokenizer = models.load_tokenizer(pool_settings(session)[0])
     remember = as_dict(pool)
     del remember["append"]  # it is asked for once
-    _read(session, "pool", list(pool.pool), schema=pool.format, remember=remember)
+    _read(session, tokenizer, "pool", list(pool.pool), schema=pool.format, remember=remember)
     if pool.append:
-        _append(session, list(pool.append), pool.format)
+        _append(session, tokenizer, list(pool.append), pool.format)
     for name, file in targets.target.items():
-        _read(session, f"targets/{name}/val", [file], max_rows=targets.max_target_rows)
+        _read(session, tokenizer, f"targets/{name}/val", [file], max_rows=targets.max_target_rows)
     for name, file in targets.test.items():
-        _read(session, f"targets/{name}/test", [file])
+        _read(session, tokenizer, f"targets/{name}/test", [file])
         _warn_of_unlike(session.workspace, name)
 
 
 def _read(
     session: Session,
+    tokenizer: PreTrainedTokenizerBase,
     stage: str,
     sources: list[str],
     *,
@@ -62,11 +68,17 @@ def _read(
     remember: dict[str, Any] | None = None,
 ) -> None:
     workspace = session.workspace
-    if stage == "pool" and "pool" not in session.given and workspace.finished(stage):
-        return  # nothing was asked of the files that it came from
     model, read, seed = pool_settings(session)
+    if not model.template_date and asks_for_date(tokenizer):
+        model = dataclasses.replace(model, template_date=today())
+    if stage == "pool" and "pool" not in session.given and workspace.finished(stage):
+        # Nothing is asked of the files that it came from, but its tokens are to stay the same.
+        known = workspace.stages()[stage]
+        template = {"template": identity(tokenizer)}
+        workspace.begin(stage, known["settings"] | template, arguments=known["arguments"])
+        return
     files = expand(sources)
-    decides = _decides(model, read, schema) | {"files": [describe(f) for f in files]}
+    decides = _decides(tokenizer, model, read, schema) | {"files": [describe(f) for f in files]}
     if stage == "pool":
         _warn_of_held_out(files)
     remembered = as_dict(read, model, seed) | (remember or {})
@@ -75,7 +87,7 @@ def _read(
     if workspace.finished(stage):
         log.info("%s: already done", stage)
         return
-    encoder = ChatEncoder(models.load_tokenizer(model), max_tokens=read.max_tokens)
+    encoder = _encoder(tokenizer, model, read)
     receipt = write_examples(
         workspace, stage, files, encoder, read, schema=schema, max_rows=max_rows
     )
@@ -87,7 +99,9 @@ def _read(
         )
 
 
-def _append(session: Session, sources: list[str], schema: str) -> None:
+def _append(
+    session: Session, tokenizer: PreTrainedTokenizerBase, sources: list[str], schema: str
+) -> None:
     """Add the rows of files that the pool does not have yet, as parts of their own.
 
     The set's receipt is written before the record: if it knows the append already, nothing
@@ -95,7 +109,7 @@ def _append(session: Session, sources: list[str], schema: str) -> None:
     """
     workspace = session.workspace
     model, read, _ = pool_settings(session)
-    decides = _decides(model, read, schema)
+    decides = _decides(tokenizer, model, read, schema)
     held = workspace.stages()["pool"]["settings"]["files"]
     workspace.begin("pool", decides | {"files": held})  # refuses other settings
     known = [_content(one) for one in held]
@@ -109,7 +123,7 @@ def _append(session: Session, sources: list[str], schema: str) -> None:
     if not new and (name not in pool.get("appends", {}) or workspace.finished("pool")):
         log.info("pool: has all rows of %s already", ", ".join(files))
         return
-    encoder = ChatEncoder(models.load_tokenizer(model), max_tokens=read.max_tokens)
+    encoder = _encoder(tokenizer, model, read)
     receipt = write_examples(
         workspace, "pool", new or files, encoder, read, schema=schema, append=name
     )
@@ -119,12 +133,23 @@ def _append(session: Session, sources: list[str], schema: str) -> None:
     _log_rows("pool", receipt)
 
 
-def _decides(model: ModelSettings, read: ReadSettings, schema: str) -> dict[str, Any]:
+def _decides(
+    tokenizer: PreTrainedTokenizerBase, model: ModelSettings, read: ReadSettings, schema: str
+) -> dict[str, Any]:
     """Settings that decide what is written of a file."""
-    decides = as_dict(read, model) | {"schema": schema}
+    decides = as_dict(read, model) | {"schema": schema, "template": identity(tokenizer)}
     for name in ("max_rejected", "dtype"):  # neither changes what is written
         del decides[name]
     return decides
+
+
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, model: ModelSettings, read: ReadSettings
+) -> ChatEncoder:
+    if tokenizer.chat_template is None:
+        _warn_of_plain(model.model)
+        tokenizer = copy.copy(tokenizer)  # the encoder gives it a template
+    return ChatEncoder(tokenizer, max_tokens=read.max_tokens, template_date=model.template_date)
 
 
 def _content(described: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +189,21 @@ def _log_rows(stage: str, receipt: dict[str, Any]) -> None:
         "%s: %d rows, %d rejected, %d truncated, %d tokens",
         stage,
         *(receipt[key] for key in ("rows", "rejected", "truncated", "tokens")),
+    )
+    if receipt["altered"]:
+        log.warning(
+            "%s: in %d rows the model's chat template leaves out or changes a part of a message, "
+            "such as the reasoning of earlier turns; what it writes is trained on",
+            *(stage, receipt["altered"]),
+        )
+
+
+@functools.cache  # once
+def _warn_of_plain(model: str) -> None:
+    log.warning(
+        "model %s: its tokenizer has no chat template, so a plain one is used: <|user|> and "
+        "<|assistant|> as text, each on a line before the message",
+        model,
     )
 
 

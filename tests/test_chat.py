@@ -1,93 +1,21 @@
 """Chat: which tokens of a conversation are supervised, under several chat templates."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from chat_kinds import (
+    CHATML,
+    LAST_TURN_ENDS,
+    LLAMA3,
+    MISTRAL,
+    THINKING,
+    conversation,
+    encoder_for,
+    make_tokenizer,
+    supervised,
+)
+from transformers import ByT5Tokenizer
 
 from g2is_ray.chat import IGNORED, PLAIN_TEMPLATE, ChatEncoder
 from g2is_ray.errors import InputError, SettingError
-
-CHATML = (  # SmolLM2's: a system prompt of its own where the conversation has none
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-    "{% endif %}"
-)
-LAST_TURN_ENDS = (  # breaks the prefixes: only the last turn has <|endoftext|>
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{{ message['content'] + '<|im_end|>\n' }}"
-    "{% if loop.last and not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-THINKING = (  # like Qwen3's: a thinking block in the last turn, none in earlier ones
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% set text = message['content'].split('</think>')[-1] | trim %}"
-    "{% if message['role'] == 'assistant' and loop.last %}"
-    "{% if '</think>' in message['content'] %}{{ message['content'] }}"
-    "{% else %}{{ '<think>\n\n</think>\n\n' + text }}{% endif %}"
-    "{% else %}{{ text }}{% endif %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-MISTRAL = (  # no generation prompt, blanks around the content, strict about the order
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "<|eot_id|>"]
-SPECIAL += ["<|start_header_id|>", "<|end_header_id|>"]
-
-
-def make_tokenizer(template, *, trim_offsets=False, bos="<s>", eos="<|im_end|>"):
-    """A byte-level BPE tokenizer with few merges, so that most characters are tokens."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(["the assistant said yes to the user"] * 3, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def conversation(*contents, system=None):
-    """Contents in turn the user's and the assistant's."""
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    roles = ("user", "assistant")
-    return messages + [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]
-
-
-def supervised(encoder, messages):
-    """Text of each run of supervised tokens."""
-    encoded = encoder.encode(messages)
-    runs, run = [], []
-    for token, label in zip([*encoded.input_ids, 0], [*encoded.labels, IGNORED], strict=True):
-        if label != IGNORED:
-            assert label == token
-            run.append(token)
-        elif run:
-            runs.append(encoder.tokenizer.decode(run))
-            run = []
-    return runs
-
-
-def encoder_for(template, max_tokens=4096, **options):
-    return ChatEncoder(make_tokenizer(template, **options), max_tokens=max_tokens)
-
 
 # Which tokens are supervised
 
@@ -218,10 +146,10 @@ def test_a_question_that_holds_the_answer_is_not_supervised(template):
     assert len(supervised(encoder, messages)) == 2
 
 
-def test_a_row_that_says_what_the_encoder_puts_in_its_place_is_followed():
-    messages = conversation("StandIn", "StandInX", "StandIn", "no")
+def test_a_row_that_says_what_the_encoder_marks_texts_with_is_followed():
+    messages = conversation("Mark0b", "MarkMark1eMarkZ0e", "Mark0e", "no")
     runs = supervised(encoder_for(LAST_TURN_ENDS), messages)
-    assert runs[0] == "StandInX<|im_end|>"
+    assert runs[0] == "MarkMark1eMarkZ0e<|im_end|>"
 
 
 def test_markers_in_an_answer_stay_part_of_it():
@@ -364,7 +292,7 @@ def test_a_broken_template_is_refused():
 
 
 def test_a_template_that_hides_a_turn_is_refused():
-    template = "{% for m in messages %}{{ m['content'] | length ~ ' ' }}{% endfor %}{{ 'end' }}"
+    template = "{% for m in messages %}{{ m['content'] | length ~ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="hides where the assistant's message 2 is"):
         encoder_for(template).encode(conversation("a", "yes", "b", "no"))
 
