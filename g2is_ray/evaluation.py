@@ -139,6 +139,8 @@ class Evaluation:
         """Which of the rows that are asked are answered right, and how many replies were cut."""
         right = np.zeros(len(self._prompts), dtype=bool)
         cut = 0
+        if not self._prompts:
+            return right, cut
         writer = GreedyWriter(
             model,
             self._encoder,

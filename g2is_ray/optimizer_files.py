@@ -23,6 +23,8 @@ _REMEDY = "train with optim='adamw_torch', or leave warmup_from out to warm up h
 _BITSANDBYTES = "__bnb_optimizer_quant_state__"  # holds state1, … in its newer versions
 _RENAMED = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # bitsandbytes' names, and AdamW's
 
+_MOMENTS = {*_RENAMED, *_RENAMED.values()}
+
 State = dict[str, Any]
 
 _NUMBER: Any = np.float64(0).__reduce__()[0]  # what makes a number of a type and bytes
@@ -82,12 +84,13 @@ def _load(file: Path) -> tuple[dict[int, State], list[State]]:
             held = torch.load(file, map_location="cpu", weights_only=True)
         groups = [group for group in held["param_groups"] if group["params"]]
         states = {n: _plain(state) for n, state in held["state"].items()}
+        _require_numbers(groups, states)
     except pickle.UnpicklingError as error:
         raise InputError(f"{file}: {_refused_content(error)}; {_REMEDY}") from None
     except (RuntimeError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: cannot be read as tensors ({reason})") from None
-    except (KeyError, TypeError, IndexError, AttributeError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise InputError(f"{file}: is not the state of an optimizer") from None
     _require_adamw(file, states, groups)
     renamed = {n: {_RENAMED.get(k, k): v for k, v in s.items()} for n, s in states.items()}
@@ -104,6 +107,19 @@ def _refused_content(error: Exception) -> str:
 
 def _plain(state: State) -> State:
     return {k: v for k, v in state.items() if k != _BITSANDBYTES} | state.get(_BITSANDBYTES, {})
+
+
+def _require_numbers(groups: Sequence[State], states: Mapping[int, State]) -> None:
+    """Raise TypeError where a file of the right shape holds something else in its places."""
+    numbers = [number for group in groups for number in group["params"]]
+    tensors = [v for state in states.values() for k, v in state.items() if k in _MOMENTS]
+    if not all(isinstance(number, int) for number in numbers) or len({*numbers}) < len(numbers):
+        raise TypeError
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise TypeError
+    for group in groups:
+        [float(beta) for beta in group.get("betas", models.BETAS)]
+        [name.split() for name in group.get("param_names", ())]
 
 
 def _require_adamw(file: Path, states: Mapping[int, State], groups: Sequence[State]) -> None:

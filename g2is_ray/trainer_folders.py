@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import statistics
 import time
@@ -297,8 +298,8 @@ def _put_on(model: Any, folder: _Folder) -> PeftModel:
         config.base_model_name_or_path = None  # PEFT warns if that differs
         config.init_lora_weights = True  # only names and shapes count; others read base weights
         put_on = get_peft_model(model, config)
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except Exception as error:  # PEFT raises many kinds for settings of a wrong type
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{folder.config}: does not fit the model ({reason}); give the model that the adapter "
             "was trained on"
@@ -342,8 +343,9 @@ def _last_loss(file: Path) -> float | None:
     if not file.is_file():
         return None
     log = _json(file).get("log_history")
-    losses = [e["loss"] for e in log or () if isinstance(e, dict) and "loss" in e]
-    return float(losses[-1]) if losses else None
+    entries = [e for e in log if isinstance(e, dict)] if isinstance(log, list) else []
+    losses = [e["loss"] for e in entries if isinstance(e.get("loss"), int | float)]
+    return float(losses[-1]) if losses and math.isfinite(losses[-1]) else None
 
 
 def _logged(file: Path) -> tuple[int, list[tuple[int, float]]]:

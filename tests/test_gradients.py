@@ -183,6 +183,17 @@ def enumerate_coordinates(model: PeftModel) -> Iterator[tuple[str, int]]:
         yield from ((name, i) for i in range(part.start, part.stop))
 
 
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2, "v_proj": 5}, "alpha_pattern": {"v_proj": 31}},
+    ],
+)
+def test_scalings_and_ranks_of_an_adapter_are_respected(lora: dict[str, object]) -> None:
+    assert_as_by_autograd(adapter(**lora), examples())
+
+
 @pytest.mark.parametrize("layers", ["last:3", "last:1"])
 def test_layers_that_are_not_there_are_refused(layers: str) -> None:
     model = adapter(target_modules=["q_proj"], layers_to_transform=[0])

@@ -434,7 +434,32 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
+def with_state(**values):
+    def damage(file):
+        torch.save(torch.load(file, weights_only=True) | values, file)
+
+    return damage
+
+
+def with_group(**values):
+    def damage(file):
+        state = torch.load(file, weights_only=True)
+        state["param_groups"][0].update(values)
+        torch.save(state, file)
+
+    return damage
+
+
 DAMAGED = {
+    "no states": with_state(state=[]),
+    "numbers for tensors": with_state(state={0: {"exp_avg": 1.0, "exp_avg_sq": 2.0}}),
+    "groups of numbers": with_state(param_groups=[1, 2]),
+    "texts for numbers": with_group(params=["a", "b"]),
+    "one parameter twice": with_group(params=[0] * 48),
+    "a text for betas": with_group(betas="much"),
+    "betas beyond one": with_group(betas=(0.9, 1.5)),
+    "names that are none": with_group(param_names=[1] * 48),
+    "fewer names": with_group(param_names=["a"]),
     "truncated": lambda file: file.write_bytes(file.read_bytes()[:5000]),
     "empty": lambda file: file.write_bytes(b""),
     "text": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"),
@@ -538,6 +563,27 @@ def test_the_order_of_module_names_makes_no_difference(folders, settings, worksp
     change(folders[0] / "adapter_config.json", target_modules=ALL)
     change(folders[1] / "adapter_config.json", target_modules=ALL[::-1])
     import_checkpoints(workspace, folders, settings)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"r": "many"},
+        {"r": 0},
+        {"lora_alpha": []},
+        {"target_modules": 5},
+        {"target_modules": "(("},
+        {"rank_pattern": ["q_proj"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+    ],
+)
+def test_an_adapter_that_gradients_cannot_be_taken_of_is_refused_at_once(
+    values, folders, settings, workspace
+):
+    change(folders[1] / "adapter_config.json", **values)
+    sentence = refusal(workspace, folders[1:], settings)
+    assert sentence.startswith(f"{folders[1]}/adapter_config.json: ")
 
 
 # ---- the base model ----------------------------------------------------------
