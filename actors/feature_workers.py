@@ -6,6 +6,7 @@ import threading
 from functools import cached_property
 from typing import Any, ClassVar
 
+from g2is_ray import imported
 from g2is_ray.embeddings import EmbeddingWriter
 from g2is_ray.feature_writer import FeaturePart, FeatureWriter
 from g2is_ray.gradient_writer import GradientWriter
@@ -34,6 +35,17 @@ class FeatureWorker:
         with self._loading:  # once
             writer = self._loaded
         return writer.write(part)
+
+
+class ImportChecker:
+    """Measures what an imported adapter does on the workspace's model."""
+
+    def __init__(self, url: str, settings: dict[str, Any]) -> None:
+        self._url, self._settings = url, settings
+
+    def process(self, name: str) -> dict[str, Any]:
+        """Write the receipt of that name; returns it."""
+        return imported.measure(Workspace(self._url), **self._settings)
 
 
 class GradientWorker(FeatureWorker):

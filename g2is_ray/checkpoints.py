@@ -20,6 +20,8 @@ from g2is_ray.errors import SettingError
 from g2is_ray.layout import WARMUP
 from g2is_ray.workspace import Workspace
 
+_BETAS = "betas"  # float64 [2], beside the moments
+
 
 def ends(steps: int, checkpoints: int) -> list[int]:
     """Optimizer steps, of `steps`, that the evenly spaced checkpoints are taken after.
@@ -42,14 +44,21 @@ def file_names(number: int) -> list[str]:
     return [*adapter, f"{folder}/moments.safetensors"]
 
 
-def files(number: int, adapter: Mapping[str, bytes], moments: models.Moments) -> dict[str, bytes]:
+def files(
+    number: int,
+    adapter: Mapping[str, bytes],
+    moments: models.Moments,
+    betas: models.Betas = models.BETAS,
+) -> dict[str, bytes]:
     """Content of a checkpoint's files, by name within the warm-up's folder.
 
     Args:
         adapter: content of each of `models.ADAPTER_FILES`.
+        betas: that the moments were made with; they adjust gradients too.
     """
-    flat = save_tensors(models.moments_to_tensors(moments))
-    contents = [*(adapter[name] for name in models.ADAPTER_FILES), flat]
+    flat = models.moments_to_tensors(moments)
+    flat[_BETAS] = torch.tensor(betas, dtype=torch.float64)
+    contents = [*(adapter[name] for name in models.ADAPTER_FILES), save_tensors(flat)]
     return dict(zip(file_names(number), contents, strict=True))
 
 
@@ -73,6 +82,14 @@ class Checkpoint:
 
     adapter: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+
+    @property
+    def betas(self) -> models.Betas:
+        """AdamW's, that the moments were made with."""
+        if _BETAS not in self.moments:  # written before they were kept
+            return models.BETAS
+        first, second = self.moments[_BETAS].tolist()
+        return first, second
 
 
 def read(workspace: Workspace, number: int) -> Checkpoint:

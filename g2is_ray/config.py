@@ -154,8 +154,8 @@ class WarmupSettings:
     rate as LESS does; each costs a whole pass over the pool."""
     warmup_from: tuple[str, ...] = ()
     """Local checkpoint folders of a Hugging Face Trainer, in order of training, to take instead of
-    warming up; each with adapter_config.json, adapter_model.safetensors and optimizer.pt. Gradients
-    are of those adapters' rank, alpha and modules; the lora_* settings then shape tuning only."""
+    warming up; each with adapter_config.json, adapter_model.safetensors (or .bin) and optimizer.pt.
+    Gradients are of those adapters' rank, alpha and modules; lora_* settings shape tuning only."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

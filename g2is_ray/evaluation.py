@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from g2is_ray import models
 from g2is_ray.batches import Batch, batches_by_length
@@ -18,6 +18,7 @@ from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings
 from g2is_ray.conversation import COLUMNS, Conversation
 from g2is_ray.examples import ExampleSet
+from g2is_ray.generation import GreedyWriter
 from g2is_ray.loss import SupervisedLoss
 from g2is_ray.workspace import Workspace
 
@@ -44,16 +45,21 @@ class Scores:
     losses: NDArray[np.float64]  # [n], summed negative log-likelihoods of its supervised tokens
     tokens: NDArray[np.int64]  # [n], supervised tokens
     right: NDArray[np.float64]  # [n], 1 where the answer is matched, 0 where not, NaN if not asked
+    cut_rows: int = 0  # longer than max_tokens, so the loss is on their beginnings
+    cut_replies: int = 0  # of max_new_tokens tokens without an end, so an answer may be missing
 
     def facts(self) -> dict[str, Any]:
         """`loss`, mean negative log-likelihood per supervised token; `test_tokens`;
-        `exact_match` in [0, 1], None without answers; `exact_match_rows`."""
+        `exact_match` in [0, 1], None without answers; `exact_match_rows`; `cut_rows`;
+        `cut_replies`."""
         asked = self.right[~np.isnan(self.right)]
         return {
             "loss": float(self.losses.sum() / self.tokens.sum()),
             "test_tokens": int(self.tokens.sum()),
             "exact_match": float(asked.mean()) if len(asked) else None,
             "exact_match_rows": len(asked),
+            "cut_rows": self.cut_rows,
+            "cut_replies": self.cut_replies,
         }
 
 
@@ -77,7 +83,9 @@ class Evaluation:
         self._tokenizer = tokenizer
         self._settings = settings
         self._token_budget = token_budget
-        encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=template_date)
+        self._encoder = encoder = ChatEncoder(
+            tokenizer, max_tokens=max_tokens, template_date=template_date
+        )
         conversations = list(map(Conversation.from_columns, rows))
         self._encoded = list(map(encoder.encode, conversations))
         answered = [i for i, row in enumerate(rows) if row["answer"] is not None]
@@ -112,8 +120,14 @@ class Evaluation:
         model.eval()
         losses, tokens = self._losses(model)
         right = np.full(len(losses), np.nan)
-        right[self._asked] = self._matches(model)
-        return Scores(losses=losses, tokens=tokens, right=right)
+        right[self._asked], cut = self._matches(model)
+        return Scores(
+            losses=losses,
+            tokens=tokens,
+            right=right,
+            cut_rows=sum(one.truncated for one in self._encoded),
+            cut_replies=cut,
+        )
 
     def _losses(self, model: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         pad_id = self._tokenizer.pad_token_id or 0
@@ -125,32 +139,19 @@ class Evaluation:
             losses[indices] = supervised.sums(batch).double().cpu().numpy()
         return losses, np.array([one.supervised_tokens for one in self._encoded])
 
-    def _matches(self, model: Any) -> NDArray[np.bool_]:
-        """Which of the rows that are asked are answered right."""
+    def _matches(self, model: Any) -> tuple[NDArray[np.bool_], int]:
+        """Which of the rows that are asked are answered right, and how many replies were cut."""
         right = np.zeros(len(self._prompts), dtype=bool)
-        room = self._settings.max_new_tokens
-        lengths = [len(prompt) + room for prompt in self._prompts]
-        for batch in batches_by_length(lengths, self._token_budget):
-            replies = self._generate(model, [self._prompts[i] for i in batch])
-            for i, reply in zip(batch, replies, strict=True):
-                right[i] = final_answer(reply) == self._answers[i]
-        return right
-
-    def _generate(self, model: Any, prompts: Sequence[list[int]]) -> list[str]:
-        """Greedy replies; prompts are padded on the left."""
-        longest = max(map(len, prompts))
-        pad_id = self._tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        ends = model.generation_config.eos_token_id or self._tokenizer.eos_token_id
-        written = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=self._settings.max_new_tokens,
-                eos_token_id=ends,
-                pad_token_id=pad_id,
-            ),
+        cut = 0
+        if not self._prompts:
+            return right, cut
+        writer = GreedyWriter(
+            model,
+            self._encoder,
+            max_new_tokens=self._settings.max_new_tokens,
+            token_budget=self._token_budget,
         )
-        return self._tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+        for i, reply in enumerate(writer.replies(self._prompts)):
+            right[i] = final_answer(reply.text) == self._answers[i]
+            cut += reply.cut
+        return right, cut

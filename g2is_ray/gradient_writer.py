@@ -50,6 +50,7 @@ class GradientWriter(FeatureWriter):
             self._model,
             self._projection(gradients, seed),
             checkpoints.put(self._model, self._held[-1]),
+            betas=self._held[-1].betas,
             pad_id=tokenizer.pad_token_id or 0,
             token_budget=token_budget(execution),
             lora_layers=gradients.lora_layers,
@@ -87,7 +88,8 @@ class GradientWriter(FeatureWriter):
         total = np.zeros((len(examples), self._computer.dimensions), dtype=np.float32)
         invalid: dict[int, str] = {}
         for number, (weight, held) in enumerate(zip(self._weights, self._held, strict=True)):
-            self._computer.use(checkpoints.put(self._model, held), self._prefix(number))
+            moments = checkpoints.put(self._model, held)
+            self._computer.use(moments, self._prefix(number), held.betas)
             result = self._computer.compute(examples, adjust=adjust)
             total += np.float32(np.sqrt(weight)) * normalize(result.projected)
             invalid |= result.invalid

@@ -29,29 +29,32 @@ from g2is_ray.batches import IGNORED, Batch, TokenBudget, by_length, compute_bat
 from g2is_ray.chat import Encoded
 from g2is_ray.errors import SettingError
 from g2is_ray.loss import SupervisedLoss
-from g2is_ray.models import Moments
+from g2is_ray.models import BETAS, Betas, Moments
 from g2is_ray.projection import Projection, SparseProjection
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's, as LESS uses them
+EPSILON = 1e-8  # LESS's, within the root, whatever AdamW's own is
 
 
-def prepared(moments: Moments, device: torch.device) -> Moments:
+def prepared(moments: Moments, device: torch.device, betas: Betas = BETAS) -> Moments:
     """What `adjusted` needs of AdamW's moments: β1·m and β2·v + ε."""
     return {
-        name: (m.to(device) * BETA1, v.to(device) * BETA2 + EPSILON)
+        name: (m.to(device) * betas[0], v.to(device) * betas[1] + EPSILON)
         for name, (m, v) in moments.items()
     }
 
 
-def adjusted(g: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def adjusted(
+    g: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor], betas: Betas = BETAS
+) -> torch.Tensor:
     """AdamW's update direction Γ for the gradient `g`, given its `prepared` moments.
 
     Γ = (β1·m + (1-β1)·g) / sqrt(β2·v + (1-β2)·g² + ε), with ε inside the root and no bias
-    correction: LESS (arXiv 2402.04333), as its published code computes it.
+    correction: LESS (arXiv 2402.04333), as its published code computes it. β1 and β2 are those
+    that the moments were made with.
     """
     momentum, variance = moments
-    numerator = torch.add(momentum, g, alpha=1 - BETA1)
-    return numerator.mul_(torch.addcmul(variance, g, g, value=1 - BETA2).rsqrt_())
+    numerator = torch.add(momentum, g, alpha=1 - betas[0])
+    return numerator.mul_(torch.addcmul(variance, g, g, value=1 - betas[1]).rsqrt_())
 
 
 class _Tap(torch.autograd.Function):
@@ -98,6 +101,7 @@ class GradientComputer:
             and its parameters stop asking for gradients: do not train it afterwards.
         projection: of the parameters that `gradient_linears` names.
         moments: AdamW's, for momentum-adjusted gradients Γ; None where none are wanted.
+        betas: that the moments were made with.
         pad_id: token id to pad with; any will do.
         token_budget: longest example x examples of a batch, or `auto` to find one. Halved,
             for good, when a batch does not fit into memory.
@@ -121,6 +125,7 @@ class GradientComputer:
         moments: Moments | None,
         *,
         pad_id: int,
+        betas: Betas = BETAS,
         token_budget: int | Literal["auto"] = 1024,
         lora_layers: str = "all",
         checkpointing: bool = False,
@@ -130,7 +135,7 @@ class GradientComputer:
         self._projection = projection
         self._pad_id = pad_id
         self._budget = TokenBudget(token_budget)
-        self.use(moments)
+        self.use(moments, betas=betas)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if checkpointing:
@@ -165,10 +170,10 @@ class GradientComputer:
         """Of a row."""
         return self._projection.dimensions
 
-    def use(self, moments: Moments | None, prefix: str = "") -> None:
+    def use(self, moments: Moments | None, prefix: str = "", betas: Betas = BETAS) -> None:
         """Adjust with these moments from now on, and project with names that begin so."""
-        self._moments = prepared(moments, self._device) if moments else None
-        self._prefix = prefix
+        self._moments = prepared(moments, self._device, betas) if moments else None
+        self._prefix, self._betas = prefix, betas
 
     def compute(self, examples: Sequence[Encoded], *, adjust: bool) -> GradientRows:
         """Gradients of the mean supervised-token loss of each example, in their order.
@@ -285,10 +290,11 @@ class GradientComputer:
             moments = self._moments[name]
             if self._fused:
                 with record_function("g2is.project"):
-                    self._fused(self._out_bd, self._prefix + name, gradient_boi, moments)
+                    full_name = self._prefix + name
+                    self._fused(self._out_bd, full_name, gradient_boi, moments, self._betas)
                 return
             with record_function("g2is.adjust"):
-                gradient_boi = self._adjusted(gradient_boi, moments)
+                gradient_boi = self._adjusted(gradient_boi, moments, self._betas)
         with record_function("g2is.project"):
             self._projection.add(self._out_bd, self._prefix + name, gradient_boi)
 
@@ -332,8 +338,9 @@ def _fused(projection: Projection, device: torch.device) -> Callable[..., None] 
         name: str,
         gradient_boi: torch.Tensor,
         moments: tuple[torch.Tensor, torch.Tensor],
+        betas: Betas,
     ) -> None:
         table = projection.table(name, gradient_boi[0].numel(), device)
-        adjust_and_project(out_bd, gradient_boi, moments, table, (BETA1, BETA2))
+        adjust_and_project(out_bd, gradient_boi, moments, table, betas)
 
     return add

@@ -218,11 +218,11 @@ def adapter_files(model: PeftModel) -> dict[str, bytes]:
     return files
 
 
-def parameter_name(name: str) -> str:
+def parameter_name(name: str, adapter: str = "default") -> str:
     """A LoRA parameter's name without wrappers and adapter name, as files hold it."""
     for wrapper in ("module.", "base_model.model."):
         name = name.removeprefix(wrapper)
-    return name.replace(".default.weight", ".weight")
+    return name.replace(f".{adapter}.weight", ".weight")
 
 
 def lora_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -233,6 +233,10 @@ def lora_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         if ".lora_" in name
     }
 
+
+Betas = tuple[float, float]
+BETAS: Betas = (0.9, 0.999)
+"""AdamW's decay rates of the moments: torch's, Trainer's and LESS's."""
 
 Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """AdamW's first and second moments of each LoRA parameter, float32, in its shape."""

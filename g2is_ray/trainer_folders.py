@@ -1,18 +1,18 @@
 """Checkpoint folders of a Hugging Face Trainer, taken in place of a warm-up.
 
-An optimizer's state knows its parameters by number. Trainer gives its optimizer the trainable
-ones in the order of `named_parameters()`, so moments find their parameters by that order, on
-the model that the folder's adapter is put on, and shapes tell most adapters apart.
+A folder has a LoRA adapter, as PEFT saves it, and `optimizer.pt` with AdamW's moments.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
-from g2is_ray import checkpoints, models
+from g2is_ray import adapted, base_model, checkpoints, models, optimizer_files
 from g2is_ray.config import ModelSettings
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, SettingError
 from g2is_ray.layout import WARMUP
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 
 OPTIMIZER, STATE = "optimizer.pt", "trainer_state.json"
-_REMEDY = "train with optim='adamw_torch', or leave warmup_from out to warm up here"
-_BITSANDBYTES = "__bnb_optimizer_quant_state__"  # holds state1, … in its newer versions
+_CONFIG, _WEIGHTS = models.ADAPTER_FILES
+_PICKLED_WEIGHTS = "adapter_model.bin"  # of older versions of PEFT
 
 # What an adapter may set and still be plain LoRA on linear modules, as gradients need it.
 _PLAIN = {
@@ -37,9 +38,41 @@ _PLAIN = {
     *("auto_mapping", "inference_mode", "megatron_core", "qalora_group_size"),
     *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("fan_in_fan_out", "init_lora_weights"),
+    *("fan_in_fan_out", "init_lora_weights", "eva_config"),
 }
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
+_INITS_THAT_KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A checkpoint folder that has what an import reads."""
+
+    path: Path
+    adapter: Path  # the same, or a folder in it with the adapter's name
+
+    @property
+    def adapter_name(self) -> str:
+        return "default" if self.adapter == self.path else self.adapter.name
+
+    @property
+    def config(self) -> Path:
+        return self.adapter / _CONFIG
+
+    @property
+    def weights(self) -> Path:
+        return next(f for f in _weight_files(self.adapter) if f.is_file())
+
+    @property
+    def optimizer(self) -> Path:
+        return self.path / OPTIMIZER
+
+
+def _weight_files(adapter: Path) -> tuple[Path, Path]:
+    return adapter / _WEIGHTS, adapter / _PICKLED_WEIGHTS
+
+
+# ---- folders -----------------------------------------------------------------
 
 
 def require_files(folders: Sequence[Path]) -> None:
@@ -49,37 +82,88 @@ def require_files(folders: Sequence[Path]) -> None:
         InputError: names folder and file, and who writes such folders.
     """
     for folder in folders:
-        for name in (*models.ADAPTER_FILES, OPTIMIZER):
-            if not (folder / name).is_file():
-                if name == OPTIMIZER:
-                    _refuse_sharded(folder)
-                raise InputError(
-                    f"{folder} has no {name}; give checkpoint folders that a Hugging Face Trainer "
-                    "saved, not with save_only_model"
-                )
+        _find(folder)
 
 
-def _refuse_sharded(folder: Path) -> None:
-    signs = ("DeepSpeed", "global_step*"), ("FSDP", "optimizer.bin"), ("FSDP", "optimizer_0")
-    for maker, sign in signs:
-        for found in folder.glob(sign):
+def _find(path: Path) -> _Folder:
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise InputError(
+            f"{path} {what}; warmup_from takes local checkpoint folders of a Hugging Face Trainer"
+        )
+    adapter = _adapter_folder(path)
+    if not any(file.is_file() for file in _weight_files(adapter)):
+        _refuse_shards(path, _WEIGHTS)
+        raise InputError(
+            f"{adapter} has {_CONFIG} but no {_WEIGHTS}; give checkpoint folders that a Hugging "
+            "Face Trainer saved"
+        )
+    if not (path / OPTIMIZER).is_file():
+        _refuse_shards(path, OPTIMIZER)
+        raise InputError(
+            f"{path} has an adapter but no {OPTIMIZER}: it was saved without AdamW's moments, as "
+            "save_only_model and save_model do; give a checkpoint folder of a training without "
+            "save_only_model, or leave warmup_from out to warm up here"
+        )
+    return _Folder(path, adapter)
+
+
+def _adapter_folder(path: Path) -> Path:
+    """Where the adapter is: in the folder, or in one by the adapter's name."""
+    if (path / _CONFIG).is_file():
+        return path
+    within = sorted(file.parent for file in path.glob(f"*/{_CONFIG}"))
+    checkpoints_within = sorted(path.glob("checkpoint-*"))
+    if checkpoints_within:
+        raise InputError(
+            f"{path} is the folder of a training; give checkpoint folders within it, such as "
+            f"{checkpoints_within[-1].name}"
+        )
+    if len(within) > 1:
+        raise InputError(
+            f"{path} has the adapters {', '.join(f.name for f in within)}, whose moments are in "
+            "one file; train a single adapter"
+        )
+    if within:
+        return within[0]
+    _refuse_shards(path, _CONFIG)
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        for file in path.glob(pattern):
             raise InputError(
-                f"{folder} has no {OPTIMIZER} but {found.name}: {maker}'s way of saving moments is "
-                f"not read; train without {maker}, or leave warmup_from out to warm up here"
+                f"{path} has no {_CONFIG} but {file.name}: it is of a full fine-tuning, and "
+                "gradients are taken of a LoRA adapter; train one, or leave warmup_from out"
+            )
+    raise InputError(
+        f"{path} has no {_CONFIG}; give checkpoint folders that a Hugging Face Trainer saved while "
+        "it trained a LoRA adapter"
+    )
+
+
+def _refuse_shards(path: Path, lacking: str) -> None:
+    signs = (
+        *(("DeepSpeed", sign) for sign in ("global_step*", "zero_to_fp32.py")),
+        *(("FSDP", sign) for sign in ("optimizer.bin", "optimizer_[0-9]*")),
+        *(("FSDP", sign) for sign in ("pytorch_model_fsdp*", "*.distcp")),
+    )
+    for maker, sign in signs:
+        for found in path.glob(sign):
+            raise InputError(
+                f"{path} has no {lacking} but {found.name}: {maker}'s way of saving is not read; "
+                f"train without {maker}, or leave warmup_from out to warm up here"
             )
 
 
 def digests(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Name and SHA-256 of each folder's content, as far as it is read."""
-    return [{folder.name: _digest(folder)} for folder in folders]
+    return [{folder.name: _digest(_find(folder))} for folder in folders]
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: _Folder) -> str:
     whole = hashlib.sha256()
-    for name in (*models.ADAPTER_FILES, OPTIMIZER, STATE):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
+    for file in (folder.config, folder.weights, folder.optimizer, folder.path / STATE):
+        if file.is_file():
+            with file.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
     return whole.hexdigest()
 
 
@@ -93,28 +177,39 @@ def import_checkpoints(
         settings: of the model that the adapters belong to.
 
     Returns:
-        The stage's receipt.
+        The stage's receipt. It holds `betas`, AdamW's of each checkpoint; `train_loss`, the last
+        that Trainer logged, or None; and `base`, the name of the adapter's base model.
 
     Raises:
         InputError: a folder cannot be used; names what does not fit.
     """
     began = time.monotonic()
-    require_files(folders)
+    found = [_find(folder) for folder in folders]
     rates = _mean_learning_rates(folders)
-    first = _config(folders[0])
-    skeleton = _put_on(models.load_skeleton(settings), folders[0])
+    first = _config(found[0])
+    skeleton = models.load_skeleton(settings)
+    base_model.require_same(found[0].config, first, settings.model, skeleton.config)
+    model = _put_on(skeleton, found[0])
     files: dict[str, bytes] = {}
-    for number, folder in enumerate(folders, start=1):
-        _require_same(first, _config(folder), folders[0], folder)
-        adapter = {name: (folder / name).read_bytes() for name in models.ADAPTER_FILES}
+    all_betas = []
+    for number, folder in enumerate(found, start=1):
+        config = _config(folder)
+        _require_same(first, config, found[0], folder)
+        weights = _weights(folder)
         try:
-            models.put_weights(skeleton, load_tensors(adapter["adapter_model.safetensors"]))
+            models.put_weights(model, load_tensors(weights))
         except (InputError, SafetensorError) as error:
-            raise InputError(f"{folder}/adapter_model.safetensors: {error}") from None
-        files |= checkpoints.files(number, adapter, read_moments(folder, skeleton))
+            raise InputError(f"{folder.weights}: {error}") from None
+        moments, betas = optimizer_files.read(folder.optimizer, model, folder.adapter_name)
+        adapter = {_CONFIG: _without_init(folder.config, config), _WEIGHTS: weights}
+        files |= checkpoints.files(number, adapter, moments, betas)
+        all_betas.append(list(betas))
     facts = {
         "imported": [folder.name for folder in folders],
         "learning_rates": rates,
+        "betas": all_betas,
+        "train_loss": _last_loss(folders[-1] / STATE),
+        "base": first.get("base_model_name_or_path"),
         "seconds": round(time.monotonic() - began, 3),
     }
     return workspace.commit(WARMUP, STAGE_RECEIPT, files, facts)
@@ -123,110 +218,97 @@ def import_checkpoints(
 # ---- adapter ---------------------------------------------------------------
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: _Folder) -> dict[str, Any]:
     """The adapter's settings, lists sorted.
 
     Raises:
         InputError: the adapter is not plain LoRA; names the setting.
     """
-    file = folder / "adapter_config.json"
+    file = folder.config
     config = _json(file)
     if config.get("peft_type") != "LORA":
         raise InputError(f"{file}: peft_type should be LORA, got {config.get('peft_type')!r}")
+    _require_known_base(file, config.get("init_lora_weights"))
     for name, value in config.items():
         if name not in _PLAIN and value not in _OFF:
             raise InputError(
                 f"{file}: sets {name} to {json.dumps(value)}, but gradients are taken of plain "
                 "LoRA on linear modules only; train an adapter without it"
             )
-    return {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}
+    return {k: _sorted(v) for k, v in config.items()}
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(value, key=str) if isinstance(value, list) else value
+
+
+def _require_known_base(file: Path, init: Any) -> None:
+    """PEFT would change the base weights again, in another way than before the training."""
+    if init in _INITS_THAT_KEEP_THE_BASE:
+        return
+    if init == "mica":
+        raise InputError(
+            f"{file}: init_lora_weights is 'mica', which trains the A matrices alone, so there "
+            "are no moments of B; train with init_lora_weights=True"
+        )
+    raise InputError(
+        f"{file}: init_lora_weights is {init!r}, which changes the base weights when the adapter "
+        "is put on them, and need not change them here as it did in training; either train with "
+        "init_lora_weights=True, or save the changed weights by model.unload().save_pretrained("
+        "FOLDER), give FOLDER as the model, and write it as base_model_name_or_path and true as "
+        "init_lora_weights (PEFT's conversion to a plain LoRA, "
+        "path_initial_model_for_weight_conversion, has no AdamW moments)"
+    )
+
+
+def _without_init(file: Path, config: Mapping[str, Any]) -> bytes:
+    """The file, which is not to initialize what is loaded anyway."""
+    if config.get("init_lora_weights") in (True, None):
+        return file.read_bytes()
+    return json.dumps(_json(file) | {"init_lora_weights": True, "eva_config": None}).encode()
+
+
+def _weights(folder: _Folder) -> bytes:
+    """The adapter's weights as a safetensors file."""
+    file = folder.weights
+    if file.name == _WEIGHTS:
+        return file.read_bytes()
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+        return save_tensors({name: tensor.contiguous() for name, tensor in held.items()})
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError):
+        raise InputError(f"{file}: cannot be read as tensors; save it as {_WEIGHTS}") from None
 
 
 def _require_same(
-    first: Mapping[str, Any], other: Mapping[str, Any], its: Path, folder: Path
+    first: Mapping[str, Any], other: Mapping[str, Any], its: _Folder, folder: _Folder
 ) -> None:
     for name in sorted(first.keys() | other.keys()):
         if first.get(name) != other.get(name):
             raise InputError(
-                f"{folder}/adapter_config.json: has {name} {other.get(name)!r}, but {its.name} "
+                f"{folder.config}: has {name} {other.get(name)!r}, but {its.path.name} "
                 f"has {first.get(name)!r}; give checkpoints of one training"
             )
 
 
-def _put_on(model: Any, folder: Path) -> PeftModel:
-    config = LoraConfig.from_pretrained(str(folder))
-    config.base_model_name_or_path = None  # where the model lay then; PEFT warns if that differs
-    config.init_lora_weights = True  # only names and shapes count, and others read base weights
+def _put_on(model: Any, folder: _Folder) -> PeftModel:
+    """The model with an adapter of this shape, which gradients can be taken of."""
     try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(
-            f"{folder}/adapter_config.json: does not fit the model ({reason}); give the model "
-            "that the adapter was trained on"
-        ) from None
-
-
-# ---- moments ---------------------------------------------------------------
-
-
-def read_moments(folder: Path, model: PeftModel) -> models.Moments:
-    """AdamW's moments in the folder's `optimizer.pt`, for the LoRA parameters of `model`.
-
-    Raises:
-        InputError: the file is damaged, of another optimizer or of another adapter; names the
-            first parameter that does not fit.
-    """
-    file = folder / OPTIMIZER
-    state, order = _optimizer_state(file)
-    _require_adamw(file, state)
-    names = list(models.lora_parameters(model))
-    flat = {
-        f"{key}.{name}": state[number][key]
-        for name, number in zip(names, order, strict=False)  # what is missing is named below
-        for key in state.get(number, {}).keys() & {"exp_avg", "exp_avg_sq"}
-    }
-    try:
-        moments = models.moments_from_tensors(flat, model)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    if len(order) > len(names):
-        raise InputError(
-            f"{file}: has moments of {len(order)} parameters, but the adapter has {len(names)}: "
-            "they are of another adapter, or other parameters were trained along with it"
-        )
-    return {name: (m.float(), v.float()) for name, (m, v) in moments.items()}
-
-
-def _optimizer_state(file: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
-    """State by parameter number, and the numbers in the order of parameters."""
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-        groups = [group["params"] for group in held["param_groups"] if group["params"]]
-        state = held["state"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        config = LoraConfig.from_pretrained(str(folder.adapter))
+        config.base_model_name_or_path = None  # PEFT warns if that differs
+        config.init_lora_weights = True  # only names and shapes count; others read base weights
+        put_on = get_peft_model(model, config)
+    except Exception as error:  # PEFT raises many kinds for settings of a wrong type
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file}: cannot be read as tensors ({reason})") from None
-    except (KeyError, TypeError, IndexError):
-        raise InputError(f"{file}: is not the state of an optimizer") from None
-    if len(groups) > 1:  # LoRA+ has one for A and one for B, which reorders parameters
         raise InputError(
-            f"{file}: has the parameters in {len(groups)} groups, where Trainer has a LoRA "
-            f"adapter's in one, so their order is unknown; {_REMEDY}"
-        )
-    return state, [number for group in groups for number in group]
-
-
-def _require_adamw(file: Path, state: Mapping[int, Mapping[str, Any]]) -> None:
-    keys = {key for held in state.values() for key in (*held, *held.get(_BITSANDBYTES, ()))}
-    if "state1" in keys:
-        kind = "8-bit" if "qmap1" in keys else "32-bit or paged"
-        raise InputError(f"{file}: is of a bitsandbytes {kind} optimizer, not AdamW; {_REMEDY}")
-    if not {"exp_avg", "exp_avg_sq"} <= keys:
-        found = ", ".join(sorted(keys)) or "nothing"
-        raise InputError(
-            f"{file}: holds {found}, not AdamW's moments exp_avg and exp_avg_sq; {_REMEDY}"
-        )
+            f"{folder.config}: does not fit the model ({reason}); give the model that the adapter "
+            "was trained on"
+        ) from None
+    try:
+        adapted.gradient_linears(put_on)
+    except (SettingError, InputError) as error:
+        raise InputError(f"{folder.config}: {error}") from None
+    return put_on
 
 
 # ---- learning rates --------------------------------------------------------
@@ -254,6 +336,16 @@ def _mean_learning_rates(folders: Sequence[Path]) -> list[float | None]:
         means.append(statistics.fmean(rates))
         before = step
     return means
+
+
+def _last_loss(file: Path) -> float | None:
+    """The last training loss in the log, if there is one."""
+    if not file.is_file():
+        return None
+    log = _json(file).get("log_history")
+    entries = [e for e in log if isinstance(e, dict)] if isinstance(log, list) else []
+    losses = [e["loss"] for e in entries if isinstance(e.get("loss"), int | float)]
+    return float(losses[-1]) if losses and math.isfinite(losses[-1]) else None
 
 
 def _logged(file: Path) -> tuple[int, list[tuple[int, float]]]:

@@ -253,6 +253,7 @@ class _Trainer(Trainer):
             chosen = optimizer or self.optimizer
             assert chosen is not None
             self.lr_scheduler = _schedule(self.args, chosen, num_training_steps)
+            self._created_lr_scheduler = True  # so that another call of `train` has a new one
         return self.lr_scheduler
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from actors.evaluator import Evaluator, Measured
-from g2is_ray.config import EvaluateSettings
+from g2is_ray.config import EvaluateSettings, ReadSettings
 from g2is_ray.layout import BASE, score_name, variants_in
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
@@ -64,3 +65,22 @@ def _evaluate(session: Session, target: str) -> None:
     workspace.conclude(stage, facts)
     for name, one in scores.items():
         log.info("%s: %s: loss %.4f, exact match %s", stage, name, one["loss"], one["exact_match"])
+        _warn_of_cuts(stage, name, one, settings, read)
+
+
+def _warn_of_cuts(
+    stage: str, name: str, scores: dict[str, Any], settings: EvaluateSettings, read: ReadSettings
+) -> None:
+    if scores.get("cut_replies"):
+        log.warning(
+            "%s: %s: %d of %d replies have no end within %d tokens, so their answers may be "
+            "missing; raise max_new_tokens",
+            *(stage, name, scores["cut_replies"], scores["exact_match_rows"]),
+            settings.max_new_tokens,
+        )
+    if scores.get("cut_rows") and name == BASE:
+        log.warning(
+            "%s: %d test rows are longer than %d tokens, so their loss is on their beginnings; "
+            "raise max_tokens",
+            *(stage, scores["cut_rows"], read.max_tokens),
+        )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from actors.feature_workers import GradientWorker
-from g2is_ray.config import GradientSettings
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from actors.feature_workers import GradientWorker, ImportChecker
+from g2is_ray import imported
+from g2is_ray.config import GradientSettings, ModelSettings, ReadSettings
 from g2is_ray.layout import GRADIENTS, POOL, WARMUP
 from jobs.features import compute_features, feature_stages
 from jobs.ingest import pool_settings
+from jobs.parts import finish_parts
 from jobs.session import Session
+
+log = logging.getLogger(__name__)
 
 
 def gradients(session: Session) -> None:
@@ -15,7 +23,9 @@ def gradients(session: Session) -> None:
     model, read, seed = pool_settings(session)
     settings = session.settings(GradientSettings, GRADIENTS)
     stages = feature_stages(session, "gradients")
-    session.workspace.require(WARMUP, "warmup")
+    warmup = session.workspace.require(WARMUP, "warmup")
+    if "imported" in warmup:
+        _check_import(session, model, read, warmup)
     for stage, examples in stages.items():
         session.begin(
             stage,
@@ -34,3 +44,15 @@ def gradients(session: Session) -> None:
         "max_tokens": read.max_tokens,
     }
     compute_features(session, stages, GradientWorker, built_with)
+
+
+def _check_import(
+    session: Session, model: ModelSettings, read: ReadSettings, warmup: Mapping[str, Any]
+) -> None:
+    """Warn of an adapter that does not do on this model what it did in its training."""
+    settings = {"settings": model, "execution": session.execution, "max_tokens": read.max_tokens}
+    arguments = {"url": session.workspace.location(""), "settings": settings}
+    item = imported.LOSSES
+    done = finish_parts(session, {item: (WARMUP, item)}, "warmup", ImportChecker, arguments, 1)
+    if reason := imported.doubt(done[item], warmup, model.model):
+        log.warning("warmup: %s", reason)

@@ -171,3 +171,22 @@ def test_rows_without_answers_have_no_exact_match(evaluation, model, rows):
     found = evaluation([row | {"answer": None} for row in rows]).measure(model).facts()
     assert found["exact_match"] is None
     assert found["exact_match_rows"] == 0
+
+
+def test_what_was_cut_is_counted(evaluation, model, tokenizer, rows):
+    ends = [greedy_reply(model, tokenizer, row["messages"]) for row in rows]
+    replies = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ends]
+    found = evaluation(rows, exact_match_rows=3).measure(model).facts()
+    assert found["cut_replies"] == sum(len(reply) >= NEW_TOKENS for reply in replies[:3])
+    assert found["cut_rows"] == 0
+    encoder = ChatEncoder(tokenizer, max_tokens=999)
+    lengths = [len(encoder.encode(row["messages"]).input_ids) for row in rows]
+    short = Evaluation(
+        tokenizer,
+        rows,
+        max_tokens=max(lengths) - 1,
+        settings=EvaluateSettings(exact_match_rows=0),
+        token_budget=512,
+    )
+    cut = short.measure(model).facts()["cut_rows"]
+    assert cut == lengths.count(max(lengths)) > 0

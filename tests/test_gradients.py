@@ -183,6 +183,17 @@ def enumerate_coordinates(model: PeftModel) -> Iterator[tuple[str, int]]:
         yield from ((name, i) for i in range(part.start, part.stop))
 
 
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2, "v_proj": 5}, "alpha_pattern": {"v_proj": 31}},
+    ],
+)
+def test_scalings_and_ranks_of_an_adapter_are_respected(lora: dict[str, object]) -> None:
+    assert_as_by_autograd(adapter(**lora), examples())
+
+
 @pytest.mark.parametrize("layers", ["last:3", "last:1"])
 def test_layers_that_are_not_there_are_refused(layers: str) -> None:
     model = adapter(target_modules=["q_proj"], layers_to_transform=[0])
@@ -190,7 +201,8 @@ def test_layers_that_are_not_there_are_refused(layers: str) -> None:
         computer(model, lora_layers=layers)
 
 
-def test_adjusted_gradients_equal_the_formula_on_flattened_parameters() -> None:
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.8, 0.95)])
+def test_adjusted_gradients_equal_the_formula_on_flattened_parameters(b1: float, b2: float) -> None:
     model, rows = adapter(), examples()
     whole = Concatenated(model)
     generator = torch.Generator().manual_seed(3)
@@ -204,19 +216,22 @@ def test_adjusted_gradients_equal_the_formula_on_flattened_parameters() -> None:
     m, v = (whole.flat({n: pair[i] for n, pair in moments.items()}) for i in (0, 1))
     m, v = m.astype(np.float64), v.astype(np.float64)
     gradients = [whole.flat(by_autograd(model, one)).astype(np.float64) for one in rows]
-    found = computer(model, moments).compute(rows, adjust=True)
+    found = computer(model, moments, betas=(b1, b2)).compute(rows, adjust=True)
     for i, g in enumerate(gradients):
-        wanted = (0.9 * m + 0.1 * g) / np.sqrt(0.999 * v + 0.001 * g**2 + 1e-8)
+        wanted = (b1 * m + (1 - b1) * g) / np.sqrt(b2 * v + (1 - b2) * g**2 + 1e-8)
         assert relative_error(found.projected[i], wanted) < 1e-4
 
 
-def test_adjusting_is_adamws_own_step_but_for_bias_correction_and_place_of_epsilon() -> None:
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95), (0.5, 0.98)])
+def test_adjusting_is_adamws_own_step_but_for_bias_correction_and_place_of_epsilon(
+    betas: tuple[float, float],
+) -> None:
     """After so many steps that nothing is left of the one, and on v that dwarfs the other."""
     generator = torch.Generator().manual_seed(4)
     g, m = (torch.randn(5, 3, generator=generator) for _ in range(2))
     v = torch.rand(5, 3, generator=generator) + 0.1
     weight = torch.nn.Parameter(torch.zeros(5, 3))
-    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0, betas=betas)
     optimizer.state[weight] = {
         "step": torch.tensor(1e6),
         "exp_avg": m.clone(),
@@ -224,7 +239,7 @@ def test_adjusting_is_adamws_own_step_but_for_bias_correction_and_place_of_epsil
     }
     weight.grad = g.clone()
     optimizer.step()
-    found = adjusted(g, prepared({"weight": (m, v)}, CPU)["weight"])
+    found = adjusted(g, prepared({"weight": (m, v)}, CPU, betas)["weight"], betas)
     torch.testing.assert_close(found, -weight.detach(), rtol=1e-5, atol=1e-6)
 
 

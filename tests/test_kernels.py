@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from g2is_ray.gradients import BETA1, BETA2, adjusted, prepared
+from g2is_ray.gradients import adjusted, prepared
+from g2is_ray.models import BETAS
 from g2is_ray.projection import SparseProjection
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,5 +28,5 @@ def test_the_kernel_adjusts_and_projects_as_the_plain_way_does(shape):
     wanted, found = (torch.ones(4, 97, device=DEVICE) for _ in range(2))
     projection.add(wanted, "w", adjusted(g, moments))
     table = projection.table("w", g[0].numel(), DEVICE)
-    adjust_and_project(found, g, moments, table, (BETA1, BETA2))
+    adjust_and_project(found, g, moments, table, BETAS)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

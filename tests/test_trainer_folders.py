@@ -1,22 +1,25 @@
 """Checkpoint folders of a Hugging Face Trainer: what is taken of them, and what is refused."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
 
-from g2is_ray import checkpoints
+from g2is_ray import base_model, checkpoints
 from g2is_ray.config import ModelSettings
 from g2is_ray.errors import InputError
 from g2is_ray.models import lora_parameters
-from g2is_ray.trainer_folders import digests, import_checkpoints, read_moments, require_files
+from g2is_ray.optimizer_files import read
+from g2is_ray.trainer_folders import digests, import_checkpoints, require_files
 from g2is_ray.workspace import Workspace
 
 RATE = 1e-2
@@ -217,7 +220,7 @@ def test_moments_follow_the_groups_numbers(folders, trained, settings, workspace
         group["params"] = [100 - number for number in group["params"]]
 
     change_optimizer(folders[1], renumber)
-    moments = read_moments(folders[1], trained.model)
+    moments, _ = read(folders[1] / "optimizer.pt", trained.model)
     for name, parameter in lora_parameters(trained.model).items():
         assert torch.equal(moments[name][0], trained.optimizer.state[parameter]["exp_avg"])
 
@@ -225,11 +228,95 @@ def test_moments_follow_the_groups_numbers(folders, trained, settings, workspace
 def test_parameters_in_several_groups_are_refused(folders, settings, workspace):
     def split(state):
         first, second = state["param_groups"]
-        second["params"] = first["params"][1::2]
-        first["params"] = first["params"][0::2]
+        second["params"] = first["params"][24:]
+        first["params"] = first["params"][:24]
 
     change_optimizer(folders[1], split)
     assert "the parameters in 2 groups" in refusal(workspace, folders[1:], settings)
+
+
+def test_names_in_the_file_go_before_order(folders, trained, settings, workspace):
+    """As optimizers write them that were given named parameters."""
+    names = [name for name, p in trained.model.named_parameters() if p.requires_grad]
+
+    def reverse(state):
+        first, second = state["param_groups"]
+        state["state"] = {47 - number: held for number, held in state["state"].items()}
+        halves = names[::-1][:20], names[::-1][20:]
+        first["params"], second["params"] = list(range(20)), list(range(20, 48))
+        first["param_names"], second["param_names"] = halves
+
+    change_optimizer(folders[1], reverse)
+    moments, _ = read(folders[1] / "optimizer.pt", trained.model)
+    for name, parameter in lora_parameters(trained.model).items():
+        assert torch.equal(moments[name][0], trained.optimizer.state[parameter]["exp_avg"])
+
+
+def test_a_name_of_something_else_is_refused(folders, settings, workspace):
+    names = [f"lm_head.{number}" for number in range(48)]
+    change_optimizer(folders[1], lambda state: state["param_groups"][0].update(param_names=names))
+    assert "moments of lm_head.0, which is no parameter of" in refusal(
+        workspace, folders[1:], settings
+    )
+
+
+def test_loraplus_has_a_group_for_each_factor(folders, trained, settings, workspace):
+    def split(state):
+        first, second = state["param_groups"]
+        first["params"], second["params"] = first["params"][0::2], first["params"][1::2]
+
+    change_optimizer(folders[1], split)
+    moments, _ = read(folders[1] / "optimizer.pt", trained.model)
+    for name, parameter in lora_parameters(trained.model).items():
+        assert torch.equal(moments[name][0], trained.optimizer.state[parameter]["exp_avg"])
+
+
+def test_numbers_of_numpy_are_read(folders, settings, workspace):
+    def rate(state):
+        state["param_groups"][0].update(lr=np.float64(1e-3), initial_lr=np.float32(1e-2))
+
+    state = torch.load(folders[1] / "optimizer.pt", weights_only=True)
+    rate(state)
+    torch.save(state, folders[1] / "optimizer.pt")
+    import_checkpoints(workspace, folders[1:], settings)
+
+
+def test_the_betas_of_the_training_are_kept(train, settings, workspace):
+    trainer = train(adam_beta1=0.8, adam_beta2=0.95)
+    receipt = import_checkpoints(
+        workspace, [Path(trainer.args.output_dir, "checkpoint-4")], settings
+    )
+    assert receipt["betas"] == [[0.8, 0.95]]
+    assert checkpoints.read(workspace, 1).betas == (0.8, 0.95)
+
+
+def test_betas_that_differ_within_a_file_are_refused(folders, settings, workspace):
+    def split(state):
+        first, second = state["param_groups"]
+        first["params"], second["params"] = first["params"][0::2], first["params"][1::2]
+        second["betas"] = (0.5, 0.999)
+
+    change_optimizer(folders[1], split)
+    assert "other betas in one group" in refusal(workspace, folders[1:], settings)
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_of_another_name_is_found(weights, trained, folders, settings, workspace):
+    within = folders[1] / "mine"
+    within.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folders[1] / name).rename(within / name)
+    held = load_file(within / "adapter_model.safetensors")
+    if weights.endswith(".bin"):
+        (within / "adapter_model.safetensors").unlink()
+        torch.save(held, within / weights)
+    names = [n.replace("default", "mine") for n, p in trained.model.named_parameters()]
+    names = [name for name in names if ".lora_" in name]
+    change_optimizer(folders[1], lambda state: state["param_groups"][0].update(param_names=names))
+    import_checkpoints(workspace, folders[1:], settings)
+    model = checkpoints.load_model(workspace, settings)
+    for name, parameter in lora_parameters(model).items():
+        assert torch.equal(parameter.cpu(), held[f"base_model.model.{name}"])
 
 
 # ---- other optimizers --------------------------------------------------------
@@ -243,22 +330,38 @@ QUANTIZED = {
     "absmax1": torch.zeros(3),
     "absmax2": torch.zeros(3),
 }
-WHOLE = {"state1": torch.zeros(4, 192), "state2": torch.zeros(4, 192)}
 BITSANDBYTES = {
-    "8-bit": ({"step": 1, "__bnb_optimizer_quant_state__": QUANTIZED}, "8-bit"),
-    "8-bit of old": ({"step": 1, **QUANTIZED}, "8-bit"),
-    "paged": ({"step": 1, "__bnb_optimizer_quant_state__": WHOLE}, "32-bit or paged"),
+    "8-bit": {"step": 1, "__bnb_optimizer_quant_state__": QUANTIZED},
+    "8-bit of old": {"step": 1, **QUANTIZED},
 }
 
 
-@pytest.mark.parametrize(("held", "kind"), BITSANDBYTES.values(), ids=BITSANDBYTES)
-def test_an_optimizer_of_bitsandbytes_is_refused_by_name(held, kind, folders, settings, workspace):
+@pytest.mark.parametrize("held", BITSANDBYTES.values(), ids=BITSANDBYTES)
+def test_an_optimizer_of_8_bits_is_refused_by_name(held, folders, settings, workspace):
     change_optimizer(
         folders[1], lambda state: state["state"].update(dict.fromkeys(range(48), held))
     )
     sentence = refusal(workspace, folders[1:], settings)
-    assert f"{folders[1]}/optimizer.pt: is of a bitsandbytes {kind} optimizer" in sentence
+    assert f"{folders[1]}/optimizer.pt: is of a bitsandbytes 8-bit optimizer" in sentence
     assert "adamw_torch" in sentence
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["new", "old"])
+def test_whole_states_of_bitsandbytes_are_adamws(nested, folders, trained, settings, workspace):
+    """As paged_adamw_32bit, QLoRA's, and adamw_bnb in 32 bits keep them."""
+
+    def rename(state):
+        for number, held in state["state"].items():
+            whole = {"state1": held["exp_avg"], "state2": held["exp_avg_sq"]}
+            named = {"__bnb_optimizer_quant_state__": whole} if nested else whole
+            state["state"][number] = {"step": 4, **named}
+
+    change_optimizer(folders[1], rename)
+    moments, _ = read(folders[1] / "optimizer.pt", trained.model)
+    for name, parameter in lora_parameters(trained.model).items():
+        state = trained.optimizer.state[parameter]
+        assert torch.equal(moments[name][0], state["exp_avg"])
+        assert torch.equal(moments[name][1], state["exp_avg_sq"])
 
 
 @pytest.mark.parametrize(
@@ -285,17 +388,35 @@ def test_another_optimizer_is_refused_by_what_it_holds(make, found, folders, set
 # ---- folders and files -------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["adapter_config.json", "adapter_model.safetensors", "optimizer.pt"]
-)
-def test_a_missing_file_is_named(name, folders, settings, workspace):
+LACKING = {
+    "adapter_config.json": "has no adapter_config.json; give checkpoint folders",
+    "adapter_model.safetensors": "has adapter_config.json but no adapter_model.safetensors",
+    "optimizer.pt": "has an adapter but no optimizer.pt: it was saved without AdamW's moments",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), LACKING.items(), ids=LACKING)
+def test_a_missing_file_is_named(name, said, folders, settings, workspace):
     (folders[1] / name).unlink()
-    assert refusal(workspace, folders, settings).startswith(f"{folders[1]} has no {name}; ")
+    assert refusal(workspace, folders, settings).startswith(f"{folders[1]} {said}")
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"/checkpoint-9 has no adapter_config\.json"):
+    with pytest.raises(InputError, match=r"/checkpoint-9 does not exist; warmup_from takes"):
         require_files([tmp_path / "checkpoint-9"])
+
+
+def test_the_folder_of_a_training_names_its_checkpoints(folders):
+    with pytest.raises(InputError, match=r"is the folder of a training; .* as checkpoint-4"):
+        require_files([folders[1].parent])
+
+
+def test_a_full_fine_tuning_is_named(folders):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folders[1] / name).unlink()
+    (folders[1] / "model.safetensors").touch()
+    with pytest.raises(InputError, match=r"but model\.safetensors: it is of a full fine-tuning"):
+        require_files(folders)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +434,32 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
+def with_state(**values):
+    def damage(file):
+        torch.save(torch.load(file, weights_only=True) | values, file)
+
+    return damage
+
+
+def with_group(**values):
+    def damage(file):
+        state = torch.load(file, weights_only=True)
+        state["param_groups"][0].update(values)
+        torch.save(state, file)
+
+    return damage
+
+
 DAMAGED = {
+    "no states": with_state(state=[]),
+    "numbers for tensors": with_state(state={0: {"exp_avg": 1.0, "exp_avg_sq": 2.0}}),
+    "groups of numbers": with_state(param_groups=[1, 2]),
+    "texts for numbers": with_group(params=["a", "b"]),
+    "one parameter twice": with_group(params=[0] * 48),
+    "a text for betas": with_group(betas="much"),
+    "betas beyond one": with_group(betas=(0.9, 1.5)),
+    "names that are none": with_group(param_names=[1] * 48),
+    "fewer names": with_group(param_names=["a"]),
     "truncated": lambda file: file.write_bytes(file.read_bytes()[:5000]),
     "empty": lambda file: file.write_bytes(b""),
     "text": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"),
@@ -392,6 +538,7 @@ def test_an_adapter_of_another_architecture_is_refused(folders, workspace, tmp_p
     AutoModelForCausalLM.from_config(
         GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2)
     ).save_pretrained(tmp_path / "gpt2")
+    change(folders[1] / "adapter_config.json", base_model_name_or_path=None)
     sentence = refusal(workspace, folders[1:], ModelSettings(model=str(tmp_path / "gpt2")))
     assert sentence.startswith(f"{folders[1]}/adapter_config.json: does not fit the model")
 
@@ -401,6 +548,7 @@ def test_an_adapter_of_a_deeper_model_is_refused_by_weight(
 ):
     shutil.copytree(tiny_model, tmp_path / "shallow")
     change(tmp_path / "shallow/config.json", num_hidden_layers=5)
+    change(folders[1] / "adapter_config.json", base_model_name_or_path=None)
     sentence = refusal(workspace, folders[1:], ModelSettings(model=str(tmp_path / "shallow")))
     assert "adapter_model.safetensors: the adapter's weight model.layers.5." in sentence
 
@@ -415,6 +563,103 @@ def test_the_order_of_module_names_makes_no_difference(folders, settings, worksp
     change(folders[0] / "adapter_config.json", target_modules=ALL)
     change(folders[1] / "adapter_config.json", target_modules=ALL[::-1])
     import_checkpoints(workspace, folders, settings)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"r": "many"},
+        {"r": 0},
+        {"lora_alpha": []},
+        {"target_modules": 5},
+        {"target_modules": "(("},
+        {"rank_pattern": ["q_proj"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+    ],
+)
+def test_an_adapter_that_gradients_cannot_be_taken_of_is_refused_at_once(
+    values, folders, settings, workspace
+):
+    change(folders[1] / "adapter_config.json", **values)
+    sentence = refusal(workspace, folders[1:], settings)
+    assert sentence.startswith(f"{folders[1]}/adapter_config.json: ")
+
+
+# ---- the base model ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"])
+def test_an_initialization_that_changes_the_base_is_refused(init, folders, settings, workspace):
+    change(folders[1] / "adapter_config.json", init_lora_weights=init)
+    sentence = refusal(workspace, folders[1:], settings)
+    assert f"init_lora_weights is '{init}', which changes the base weights" in sentence
+    assert "path_initial_model_for_weight_conversion" in sentence
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"init_lora_weights": False},
+    ],
+)
+def test_other_initializations_make_no_difference(values, folders, settings, workspace):
+    change(folders[1] / "adapter_config.json", **values)
+    import_checkpoints(workspace, folders[1:], settings)
+    adapter = load_file(folders[1] / "adapter_model.safetensors")
+    model = checkpoints.load_model(workspace, settings)
+    for name, parameter in lora_parameters(model).items():
+        assert torch.equal(parameter.cpu(), adapter[f"base_model.model.{name}"])
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.2-1B-Instruct", "/scratch/merged"])
+def test_an_adapter_of_another_base_is_refused_by_name(name, folders, settings, workspace):
+    change(folders[1] / "adapter_config.json", base_model_name_or_path=name)
+    sentence = refusal(workspace, folders[1:], settings)
+    assert f"was trained on {name}, but the model here is {settings.model}; give" in sentence
+
+
+@pytest.mark.parametrize("changed", [True, False], ids=["other weights", "the same weights"])
+def test_local_bases_are_compared_by_their_weights(
+    changed, tiny_model, folders, settings, workspace, tmp_path
+):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    change(folders[1] / "adapter_config.json", base_model_name_or_path=str(tmp_path / "other"))
+    if not changed:
+        import_checkpoints(workspace, folders[1:], settings)
+        return
+    weights = tmp_path / "other/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    sentence = refusal(workspace, folders[1:], settings)
+    assert f"was trained on {tmp_path / 'other'}, but the model here is" in sentence
+
+
+@pytest.mark.parametrize("name", ["org/tiny-lm", "/scratch/tiny-lm", None, ""])
+def test_a_base_of_the_same_name_elsewhere_is_taken(name, folders, settings, workspace):
+    change(folders[1] / "adapter_config.json", base_model_name_or_path=name)
+    import_checkpoints(workspace, folders[1:], settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "refused"),
+    [
+        ("org/name", "step1000", True),
+        ("org/name", "main", False),
+        ("org/name", "abc", False),
+        ("/cache/models--org--name/snapshots/def123", "abc", True),
+        ("/cache/models--org--name/snapshots/abc123", "abc123", False),
+    ],
+)
+def test_another_revision_of_the_base_is_refused(model, revision, refused, tmp_path):
+    adapter = {"base_model_name_or_path": "org/name", "revision": revision}
+    config = GPT2Config()
+    config._commit_hash = "abc999"
+    expected = pytest.raises(InputError, match=rf"revision {revision}, but the model here is")
+    with expected if refused else contextlib.nullcontext():
+        base_model.require_same(tmp_path / "adapter_config.json", adapter, model, config)
 
 
 # ---- learning rates that are not there ---------------------------------------

@@ -134,5 +134,5 @@ def test_a_run_refuses_a_missing_folder_before_it_reads_the_pool(refused, tiny_m
         *("run", "--pool", "pool.jsonl", "--model", tiny_model, "--workspace", "ws"),
         *("--target", "t=pool.jsonl", "--warmup-from", "nowhere"),
     )
-    assert sentence.startswith("nowhere has no adapter_config.json")
+    assert sentence.startswith("nowhere does not exist; warmup_from takes")
     assert {path.name for path in Path("ws").iterdir()} == {"events.jsonl", ".lock"}
