@@ -30,7 +30,7 @@ from transformers import (
     get_scheduler,
 )
 
-from g2is_ray import checkpoints, models
+from g2is_ray import checkpoints, dry_run, models
 from g2is_ray.batches import pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, TrainingPlan
@@ -75,6 +75,8 @@ class TunedModel:
         self._encoded = [encoder.encode(Conversation.from_columns(row)) for row in held]
         device = models.default_device()
         base = models.load_base(plan.model, device, execution.attention)
+        if plan.checkpoints:  # gradients are to be taken of this adapter
+            dry_run.check_gradients(base, plan.lora)
         if device.type == "cuda":  # activations of long rows would not fit beside the weights
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from g2is_ray import models
-from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import (
     ModelSettings,
     PoolSettings,
@@ -22,8 +21,10 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import ExampleSet, write_examples
+from g2is_ray.limits import LimitedEncoder
 from g2is_ray.sources import describe, expand
 from g2is_ray.workspace import Workspace
+from jobs.model import check_base, model_limits
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ def ingest(session: Session) -> None:
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
     for file in (*targets.target.values(), *targets.test.values()):
         expand([file])  # one that is missing shows before the pool is read
+    if not session.workspace.finished("pool"):
+        model, read, _ = pool_settings(session)
+        check_base(model, read.max_tokens)
     remember = as_dict(pool)
     del remember["append"]  # it is asked for once
     _read(session, "pool", list(pool.pool), schema=pool.format, remember=remember)
@@ -73,9 +77,8 @@ def _read(
     if workspace.finished(stage):
         log.info("%s: already done", stage)
         return
-    encoder = ChatEncoder(models.load_tokenizer(model), max_tokens=read.max_tokens)
     receipt = write_examples(
-        workspace, stage, files, encoder, read, schema=schema, max_rows=max_rows
+        workspace, stage, files, _encoder(model, read), read, schema=schema, max_rows=max_rows
     )
     _log_rows(stage, receipt)
     if receipt.get("appends") and "append" not in session.given and not workspace.finished(stage):
@@ -106,9 +109,8 @@ def _append(session: Session, sources: list[str], schema: str) -> None:
     if not new and (name not in pool.get("appends", {}) or workspace.finished("pool")):
         log.info("pool: has all rows of %s already", ", ".join(files))
         return
-    encoder = ChatEncoder(models.load_tokenizer(model), max_tokens=read.max_tokens)
     receipt = write_examples(
-        workspace, "pool", new or files, encoder, read, schema=schema, append=name
+        workspace, "pool", new or files, _encoder(model, read), read, schema=schema, append=name
     )
     if new:
         workspace.extend("pool", decides | {"files": held + asked})
@@ -122,6 +124,12 @@ def _decides(model: ModelSettings, read: ReadSettings, schema: str) -> dict[str,
     for name in ("max_rejected", "dtype"):  # neither changes what is written
         del decides[name]
     return decides
+
+
+def _encoder(model: ModelSettings, read: ReadSettings) -> LimitedEncoder:
+    return LimitedEncoder(
+        models.load_tokenizer(model), max_tokens=read.max_tokens, limits=model_limits(model)
+    )
 
 
 def _content(described: dict[str, Any]) -> dict[str, Any]:
