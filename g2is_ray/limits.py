@@ -95,7 +95,7 @@ class LimitedEncoder(ChatEncoder):
         largest = max(encoded.input_ids)
         if largest >= self._vocabulary:
             raise InputError(
-                f"token {self.tokenizer.convert_ids_to_tokens(largest)!r} has the number {largest}, "
+                f"token {self.tokenizer.convert_ids_to_tokens(largest)!r} has number {largest}, "
                 f"but the model's embedding has {self._vocabulary} rows; resize the embedding, or "
                 "use the model's own tokenizer"
             )

@@ -7,10 +7,13 @@ numbers are its own only in batches of one regime.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from g2is_ray.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,21 @@ class Regimes:
 
     def __bool__(self) -> bool:
         return bool(self.switches or self.scaled_beyond)
+
+
+def require_one_regime(lengths: Sequence[int], found: Regimes) -> None:
+    """Refuse rows that are to be trained on as one batch, but whose frequencies differ.
+
+    Raises:
+        SettingError: names the limit.
+    """
+    if len({found.of(length) for length in lengths}) > 1:
+        limit = min((*found.switches, *found.scaled_beyond))
+        raise SettingError(
+            f"rows of {min(lengths)} to {max(lengths)} tokens share a batch, and the model scales "
+            f"rotary embeddings by the longest of a batch beyond {limit} tokens: set max_tokens to "
+            f"{limit}, or tune_batch_size to a divisor of the rows"
+        )
 
 
 def regimes(model: torch.nn.Module) -> Regimes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +20,8 @@ ALL_LINEAR = ("all-linear",)
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # names that most architectures use
 _ATTENTION = re.compile(r"attn|attention|mixer|mamba|temporal_block|time_mix", re.IGNORECASE)
+# Mamba's kernels read two weights past an adapter; PEFT refuses one of them in these types.
+_READ_BY_KERNELS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _CROSS_ATTENTION = re.compile(r"encoder_?attn|cross_?attn|cross_?attention", re.IGNORECASE)
 
 
@@ -69,8 +72,8 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 def left_out_pattern(model: PreTrainedModel, targets: tuple[str, ...] = ALL_LINEAR) -> str | None:
     """A pattern of the modules that get no adapter although `targets` name them; None for none.
 
-    Those outside the text layers (vision and audio towers, the head), routers that return more than
-    a tensor, and attention to an encoder, which no text alone reaches.
+    Those outside the text layers (vision and audio towers, the head) and attention to an encoder,
+    which no text alone reaches; with all-linear, also routers and others that PEFT cannot adapt.
     """
     inside = language_model_name(model)
     linears = _linears(model)
@@ -81,14 +84,17 @@ def left_out_pattern(model: PreTrainedModel, targets: tuple[str, ...] = ALL_LINE
             continue
         if inside and not name.startswith(f"{inside}."):
             found[rf"(?!{re.escape(inside)}\.).*"] = None
-        elif name in linears and not _usable(model, name):
+        elif _in_cross_attention(model, name) or (
+            targets == ALL_LINEAR and not _can_be_adapted(model, name)
+        ):
             found[re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name))] = None
     return "|".join(found) or None
 
 
-def misfit(model: PreTrainedModel, targets: Iterable[str]) -> str | None:
-    """The first of `targets` that names no module of the model, as a reason."""
-    names = [name for name, _ in model.named_modules()]
+def misfit(model: PreTrainedModel, targets: tuple[str, ...]) -> str | None:
+    """The first of `targets` that names no module of the text layers, as a reason."""
+    left_out = re.compile(left_out_pattern(model, targets) or "(?!)")
+    names = [name for name, _ in model.named_modules() if not left_out.fullmatch(name)]
     for target in targets:
         if not any(_ends_in(name, target) for name in names):
             return f"it has no {target}"
@@ -113,10 +119,6 @@ def _ends_in(name: str, suffix: str) -> bool:
     return f".{name}".endswith(f".{suffix}")
 
 
-def _usable(model: PreTrainedModel, name: str) -> bool:
-    return _returns_a_tensor(model.get_submodule(name)) and not _in_cross_attention(model, name)
-
-
 def _in_cross_attention(model: PreTrainedModel, name: str) -> bool:
     parts = name.split(".")
     for count in range(1, len(parts)):
@@ -128,8 +130,20 @@ def _in_cross_attention(model: PreTrainedModel, name: str) -> bool:
     return False
 
 
-def _returns_a_tensor(module: torch.nn.Module) -> bool:
-    """Whether a linear module returns a tensor; a router that derives from one returns several."""
-    if type(module).forward in (torch.nn.Linear.forward, Conv1D.forward):
+@torch.no_grad()
+def _can_be_adapted(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT adapts the linear module, and its output is linear in its input.
+
+    Routers that derive from a linear module return several tensors; grouped ones take other shapes.
+    """
+    module: Any = model.get_submodule(name)
+    if model.config.model_type in _READ_BY_KERNELS and name.endswith((".out_proj", ".dt_proj")):
+        return False
+    own = type(module).forward not in (torch.nn.Linear.forward, Conv1D.forward)
+    if not own or type(module).__module__.startswith("bitsandbytes"):
         return True
-    return "router" not in type(module).__name__.lower()
+    try:
+        output = module(module.weight.new_zeros(1, 3, module.in_features))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    return isinstance(output, torch.Tensor) and output.shape == (1, 3, module.out_features)

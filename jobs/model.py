@@ -7,6 +7,7 @@ import functools
 import logging
 
 import torch
+from transformers import PreTrainedModel
 
 from g2is_ray import dry_run, models, targets
 from g2is_ray.adapted import gradient_linears
@@ -92,6 +93,6 @@ def _is_small(model: ModelSettings) -> bool:
     return 4 * sum(p.numel() for p in skeleton.parameters()) <= _SMALL_BYTES
 
 
-def _load(model: ModelSettings) -> models.PreTrainedModel:
+def _load(model: ModelSettings) -> PreTrainedModel:
     plain = dataclasses.replace(model, dtype="float32", quantization="none")
     return models.load_base(plain, torch.device("cpu"))

@@ -48,8 +48,8 @@ KINDS = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
 MULTIMODAL = tuple(k for k in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if k not in KINDS)
 RIGHT = 1e-4  # relative error of float32 that still counts as right
 
-_MEMORY_BYTES = 6 * 2**30
-_SECONDS = 240
+_MEMORY_BYTES = 4 * 2**30  # of address space; what is larger is no tiny model
+_SECONDS = 120
 _STD = 0.15  # of random weights: so large that attention and experts matter
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, LLAMA, Auto, examples
+from architectures import ARCHITECTURES, causal_lm, examples
 from pool_files import row, write
 
 from g2is_ray.batches import IGNORED
@@ -19,11 +19,6 @@ from jobs import parts as job
 from jobs.session import Session
 
 WORKSPACE = ["--workspace", "ws"]
-
-
-def causal_lm(name=LLAMA):
-    torch.manual_seed(0)
-    return Auto.from_config(ARCHITECTURES[name]).eval()
 
 
 def computer(model, token_budget=80):
