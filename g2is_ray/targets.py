@@ -20,8 +20,10 @@ ALL_LINEAR = ("all-linear",)
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # names that most architectures use
 _ATTENTION = re.compile(r"attn|attention|mixer|mamba|temporal_block|time_mix", re.IGNORECASE)
-# Mamba's kernels read two weights past an adapter; PEFT refuses one of them in these types.
-_READ_BY_KERNELS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_NOT_CALLED = {  # modules whose weights Mamba's code reads past an adapter, by model type
+    ".out_proj": ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"),  # PEFT's list
+    ".dt_proj": ("mamba", "falcon_mamba", "jamba"),
+}
 _CROSS_ATTENTION = re.compile(r"encoder_?attn|cross_?attn|cross_?attention", re.IGNORECASE)
 
 
@@ -137,7 +139,8 @@ def _can_be_adapted(model: PreTrainedModel, name: str) -> bool:
     Routers that derive from a linear module return several tensors; grouped ones take other shapes.
     """
     module: Any = model.get_submodule(name)
-    if model.config.model_type in _READ_BY_KERNELS and name.endswith((".out_proj", ".dt_proj")):
+    kind = model.config.model_type
+    if any(name.endswith(one) and kind in kinds for one, kinds in _NOT_CALLED.items()):
         return False
     own = type(module).forward not in (torch.nn.Linear.forward, Conv1D.forward)
     if not own or type(module).__module__.startswith("bitsandbytes"):

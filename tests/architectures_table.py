@@ -2,7 +2,7 @@
 
     python tests/architectures_table.py                    # all, about an hour of one core
     python tests/architectures_table.py llama opt          # some, to look at
-    python tests/architectures_table.py --write docs/models.md
+    python tests/architectures_table.py --results tried.jsonl --write docs/models.md
 
 Each is saved, loaded and adapted as `g2is` does, and then compared with plain transformers and
 autograd on one row at a time.
@@ -11,6 +11,7 @@ autograd on one row at a time.
 import argparse
 import contextlib
 import copy
+import datetime
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 import transformers
 from peft import PeftModel
@@ -51,6 +53,36 @@ RIGHT = 1e-4  # relative error of float32 that still counts as right
 _MEMORY_BYTES = 4 * 2**30  # of address space; what is larger is no tiny model
 _SECONDS = 120
 _STD = 0.15  # of random weights: so large that attention and experts matter
+
+
+INTRODUCTION = """# Models
+
+<!-- Written by tests/architectures_table.py; see `make models`. -->
+
+g2is works with decoder-only language models that transformers loads by `AutoModelForCausalLM` or,
+for multimodal ones, `AutoModelForImageTextToText`; only their language model is tuned. A model that
+is loaded is checked by computing: no hidden state depends on a later token, no row depends on its
+batch, and the loss at supervised tokens is the model's own. The check costs five forward passes of
+at most 24 tokens. A model that fails is refused in one sentence: before the pool is read if its
+weights take at most 2.5 GiB in float32, else before the warm-up.
+
+- **Adapters.** `lora_targets: auto` names the attention's projections of the language model; the
+  log says which. Vision and audio towers, routers, the output layer, and attention to an encoder
+  get none.
+- **Experts** that are fused into one parameter get an adapter where PEFT can give them one
+  (`all-linear`), with `--lora-dropout 0`. Gradients are then taken one row at a time.
+- **Rotary embeddings that depend on the batch** (LongRoPE, dynamic NTK): a batch holds rows on one
+  side of the limit only. Training then holds one row in memory at a time.
+- **Limits.** `max_tokens` beyond the positions of a model that has a table of them is refused, and
+  so are rows with tokens that the model has no embedding for.
+
+Tried on {date} with {versions}: {count} architectures, of which {right} are
+right, {refused} are refused and {untried} were not tried. Each is a tiny random model in float32,
+saved and loaded as `g2is` does. Numbers are the largest relative errors over six rows of 5 to 20
+tokens in one batch: of a row's gradient (with the adapter of `auto`, and with `all-linear` at
+dropout 0) against autograd on that row alone, of its loss against the model's own, and of its
+embedding against the row alone. Up to {tolerance} counts as right.
+"""
 
 
 def rows_for(model: PreTrainedModel, count: int = 6) -> list[Encoded]:
@@ -202,18 +234,78 @@ def in_a_process(kind: str) -> dict[str, Any]:
     return {"type": kind, "failed": f"took more than {_SECONDS} s (status {status})"}
 
 
+def verdict(result: dict[str, Any]) -> str:
+    """What the table says of an architecture."""
+    if "failed" in result:
+        return f"not tried: {result['failed']}"
+    if "refused" in result:
+        return f"refused: {result['refused']}"
+    worst = max(result["default"], result["loss"], result["embeddings"])
+    return "right" if worst <= RIGHT else "**wrong**"
+
+
+def cell(value: float | str) -> str:
+    if isinstance(value, str):
+        return f"refused: {value}"
+    return f"{value:.0e}"
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """docs/models.md."""
+    right = [one for one in results if verdict(one) == "right"]
+    refused = [one for one in results if "refused" in one]
+    untried = [one for one in results if "failed" in one]
+    versions = f"transformers {transformers.__version__}, PEFT {peft.__version__}"
+    lines = [
+        INTRODUCTION.format(
+            date=datetime.date.today().isoformat(),
+            versions=f"{versions}, PyTorch {torch.__version__.partition('+')[0]}",
+            count=len(results),
+            right=len(right),
+            refused=len(refused),
+            untried=len(untried),
+            tolerance=f"{RIGHT:.0e}",
+        ),
+        "## Right",
+        "",
+        "| type | class | `auto` names | gradients | all-linear | loss | embeddings |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in right:
+        errors = (cell(one[key]) for key in ("default", "all_linear", "loss", "embeddings"))
+        names = ", ".join(one["targets"])
+        lines.append(f"| {one['type']} | {one['class']} | {names} | {' | '.join(errors)} |")
+    for title, held in (("Refused", refused), ("Not tried", untried)):
+        lines += ["", f"## {title}", "", "| type | reason |", "| --- | --- |"]
+        lines += [f"| {one['type']} | {one.get('refused') or one['failed']} |" for one in held]
+    wrong = [one["type"] for one in results if verdict(one) == "**wrong**"]
+    if wrong:
+        lines += ["", "## Wrong", "", ", ".join(wrong)]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kinds", nargs="*", default=[*KINDS, *MULTIMODAL])
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, help="page to write")
+    parser.add_argument("--results", type=Path, help="JSON lines; what is there is not repeated")
     given = parser.parse_args()
-    results = []
+    known: dict[str, dict[str, Any]] = {}
+    if given.results and given.results.exists():
+        for line in given.results.read_text().splitlines():
+            known[json.loads(line)["type"]] = json.loads(line)
     for kind in given.kinds:
+        if kind in known:
+            continue
         began = time.monotonic()
-        results.append(in_a_process(kind))
-        print(json.dumps(results[-1] | {"s": round(time.monotonic() - began, 1)}), flush=True)
+        known[kind] = in_a_process(kind)
+        line = json.dumps(known[kind] | {"s": round(time.monotonic() - began, 1)})
+        print(line, flush=True)
+        if given.results:
+            with given.results.open("a") as file:
+                file.write(line + "\n")
     if given.write:
-        given.write.write_text("")
+        given.write.write_text(page([known[kind] for kind in sorted(known)]))
 
 
 if __name__ == "__main__":

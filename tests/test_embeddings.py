@@ -58,11 +58,12 @@ def test_an_example_that_never_fits_is_refused_with_its_length():
     def refuse(*given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
+    one = computer(model)
     model.model.layers[-1].register_forward_hook(refuse)
     with pytest.raises(
         SettingError, match=r"example of 23 tokens .* itself: set max_tokens lower$"
     ):
-        computer(model).compute(examples())
+        one.compute(examples())
 
 
 # ---- of a workspace ---------------------------------------------------------------
