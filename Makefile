@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-cluster lint clean
+.PHONY: demo test test-cluster models lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,11 @@ test: $(VENV)/installed lint
 # Faults and autoscaling, on several Ray nodes on this machine; a part of `make test`.
 test-cluster: $(VENV)/installed
 	$(BIN)/python -m pytest -m cluster
+
+# Tries every architecture of transformers: an hour on one core. What was tried before is kept.
+models: $(VENV)/installed
+	mkdir -p runs
+	$(BIN)/python tests/architectures_table.py --results runs/models.jsonl --write docs/models.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

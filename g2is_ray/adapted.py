@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import ParamWrapper
 from peft.utils import ModulesToSaveWrapper
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -43,6 +44,17 @@ def gradient_linears(model: PeftModel, lora_layers: str = "all") -> dict[str, to
             f"adapter is on layers up to {max(map(_layer, found))}, counted from 0"
         )
     return last
+
+
+def fused_expert_names(model: PeftModel) -> set[str]:
+    """The names in `gradient_linears` whose weights PEFT adds to a parameter of all experts."""
+    return {
+        parameter_name(f"{outer}.{name}")
+        for outer, wrapper in model.named_modules()
+        if isinstance(wrapper, ParamWrapper)
+        for kind in ("lora_A", "lora_B")
+        for name in (f"{kind}.{one}.weight" for one in getattr(wrapper, kind))
+    }
 
 
 def _layer(name: str) -> int:

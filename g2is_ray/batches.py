@@ -14,18 +14,27 @@ import torch
 
 from g2is_ray.chat import Encoded
 from g2is_ray.errors import SettingError
+from g2is_ray.rope import Regimes
 
 IGNORED = -100  # label of a token that is not supervised, as in transformers
+NO_REGIMES = Regimes()
 
 
-def batch_end(lengths: Sequence[int], start: int, token_budget: int) -> int:
+def batch_end(
+    lengths: Sequence[int], start: int, token_budget: int, regimes: Regimes = NO_REGIMES
+) -> int:
     """Where the batch that begins at `start` ends, so that longest x count fits the budget.
 
     Args:
         lengths: tokens of each example, falling.
         token_budget: of padded tokens; a single example may exceed it.
+        regimes: a batch is within one regime of the model's rotary embeddings.
     """
-    return min(len(lengths), start + max(1, token_budget // lengths[start]))
+    stop = min(len(lengths), start + max(1, token_budget // lengths[start]))
+    if regimes:
+        same = regimes.of(lengths[start])
+        return next((i for i in range(start, stop) if regimes.of(lengths[i]) != same), stop)
+    return stop
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
@@ -33,13 +42,15 @@ def by_length(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], token_budget: int, regimes: Regimes = NO_REGIMES
+) -> Iterator[list[int]]:
     """Every index of `lengths` once, in batches of at most `token_budget` padded tokens."""
     order = by_length(lengths)
     falling = [lengths[i] for i in order]
     start = 0
     while start < len(order):
-        stop = batch_end(falling, start, token_budget)
+        stop = batch_end(falling, start, token_budget, regimes)
         yield order[start:stop]
         start = stop
 
@@ -91,6 +102,7 @@ def compute_batches(
     compute: Callable[[int, int], None],
     *,
     remedy: str = "set max_tokens lower",
+    regimes: Regimes = NO_REGIMES,
 ) -> None:
     """Call `compute` with begin and end of one batch after another.
 
@@ -99,13 +111,14 @@ def compute_batches(
     Args:
         lengths: tokens of each example, falling.
         remedy: what to do about an example that does not fit by itself.
+        regimes: each batch is within one regime of the model's rotary embeddings.
 
     Raises:
         SettingError: there is such an example; says how long it is.
     """
     start = 0
     while start < len(lengths):
-        stop = batch_end(lengths, start, budget.tokens)
+        stop = batch_end(lengths, start, budget.tokens, regimes)
         padded_tokens = lengths[start] * (stop - start)
         began = time.perf_counter()
         if not _fits(compute, start, stop):

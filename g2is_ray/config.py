@@ -130,13 +130,9 @@ class LoraSettings:
     """LoRA scale: updates are multiplied by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout on the adapter's input while training; gradients are taken without it."""
-    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    )
-    """Names of the linear modules that get an adapter, or all-linear."""
+    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("auto",)
+    """Names of the linear modules of the language model that get an adapter; all-linear; or auto,
+    its attention's projections: q_proj, k_proj, v_proj and o_proj in most models."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g2is_ray import models
+from g2is_ray import models, probe
 from g2is_ray.batches import TokenBudget, by_length, compute_batches, pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, ModelSettings
+from g2is_ray.decoder import find_decoder
 from g2is_ray.feature_writer import FeaturePart, FeatureRows, FeatureWriter, token_budget
+from g2is_ray.rope import regimes
 from g2is_ray.workspace import Workspace
 
 
@@ -42,10 +44,15 @@ class EmbeddingComputer:
         model: a transformers causal LM in evaluation mode.
         pad_id: token id to pad with; any will do.
         token_budget: longest example x examples of a batch, or `auto` to find one.
+
+    Raises:
+        InputError: the model is not causal, or an example depends on its batch.
     """
 
     def __init__(self, model: Any, *, pad_id: int, token_budget: int | Literal["auto"]) -> None:
-        self._decoder: Any = model.base_model  # without the output layer
+        probe.check_base(model)
+        self._decoder: Any = find_decoder(model).decoder  # without the output layer
+        self._regimes = regimes(model)
         self._device: torch.device = model.device
         self._pad_id = pad_id
         self._budget = TokenBudget(token_budget)
@@ -67,7 +74,9 @@ class EmbeddingComputer:
             output = self._decoder(input_ids=ids_bt.to(self._device), use_cache=False)
             batches.append(weighted_mean(output.last_hidden_state, lengths[start:stop]))
 
-        compute_batches(lengths.tolist(), self._budget, self._device, compute)
+        compute_batches(
+            lengths.tolist(), self._budget, self._device, compute, regimes=self._regimes
+        )
         found = torch.cat(batches).cpu().numpy()
         rows = np.empty_like(found)
         rows[order] = found

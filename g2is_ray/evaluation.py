@@ -134,7 +134,7 @@ class Evaluation:
         supervised = SupervisedLoss(model)
         losses = np.zeros(len(self._encoded))
         lengths = [len(one.input_ids) for one in self._encoded]
-        for indices in batches_by_length(lengths, self._token_budget):
+        for indices in batches_by_length(lengths, self._token_budget, supervised.regimes):
             batch = Batch.of([self._encoded[i] for i in indices], pad_id, model.device)
             losses[indices] = supervised.sums(batch).double().cpu().numpy()
         return losses, np.array([one.supervised_tokens for one in self._encoded])

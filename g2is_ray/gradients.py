@@ -8,6 +8,10 @@ keeps the module's input x [b, t, i] and, on the way back, gets its output's gra
 δ [b, t, o]; the examples' own gradients are δᵀx, [b, o, i]. They are adjusted with AdamW's
 moments, projected, and dropped, so that memory holds one module's gradients at a time. The
 backward pass goes no deeper than the lowest tap.
+
+Experts whose weights are fused into one parameter have no linear module to tap: PEFT adds the
+adapter to the weights. Where these have adapters, a batch is one example, and autograd forms the
+gradient of the experts' parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +28,13 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch.profiler import record_function
 
-from g2is_ray.adapted import checkpoint_layers, compile_layers, gradient_linears
+from g2is_ray import probe
+from g2is_ray.adapted import (
+    checkpoint_layers,
+    compile_layers,
+    fused_expert_names,
+    gradient_linears,
+)
 from g2is_ray.batches import IGNORED, Batch, TokenBudget, by_length, compute_batches
 from g2is_ray.chat import Encoded
 from g2is_ray.errors import SettingError
@@ -115,7 +125,8 @@ class GradientComputer:
         SettingError: the adapter has parameters that no LoRA linear explains (DoRA, biases,
             LoRA on embeddings or convolutions), or has one on the output layer; names the
             first.
-        InputError: the adapter has no LoRA linear.
+        InputError: the adapter has no LoRA linear; or the model is not causal, or an example
+            depends on its batch.
     """
 
     def __init__(
@@ -136,6 +147,7 @@ class GradientComputer:
         self._pad_id = pad_id
         self._budget = TokenBudget(token_budget)
         self.use(moments, betas=betas)
+        probe.check_base(model.get_base_model())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if checkpointing:
@@ -148,13 +160,21 @@ class GradientComputer:
         self._loss = SupervisedLoss(model)
         self._start = torch.zeros((), device=self._device, requires_grad=True)
         self._names = []
+        self._of_experts: dict[str, torch.Tensor] = {}
         base_dtype = model.get_input_embeddings().weight.dtype
+        fused = fused_expert_names(model)
         for name, module in gradient_linears(model, lora_layers).items():
-            self._names.append(name)
             module.to(base_dtype)  # PEFT keeps adapters in float32, whose products are slow
-            module.register_forward_hook(self._hook(name))
+            if name in fused:
+                self._of_experts[name] = module.weight.requires_grad_()
+            else:
+                self._names.append(name)
+                module.register_forward_hook(self._hook(name))
+        if self._of_experts:
+            self._budget = TokenBudget(1)  # autograd sums over a batch, so it is of one example
         # Of the batch being computed:
         self._out_bd = self._largest_b = torch.empty(0)
+        self._tokens = 0  # of each example, with its padding
         self._adjust = False
         self._counting = False
         self._uses: Counter[str] = Counter()  # of a module that backward has yet to reach
@@ -214,6 +234,7 @@ class GradientComputer:
 
         def compute(start: int, stop: int) -> None:
             self._out_bd, self._largest_b = rows_nd[start:stop], largest_n[start:stop]
+            self._tokens = len(examples[start].input_ids)
             self._batch(examples[start:stop], losses_n[start:stop])
 
         compute_batches(
@@ -222,6 +243,7 @@ class GradientComputer:
             self._device,
             compute,
             remedy="set max_tokens lower, or gradient_checkpointing",
+            regimes=self._loss.regimes,
         )
         return rows_nd, losses_n, largest_n
 
@@ -234,6 +256,10 @@ class GradientComputer:
             self._counting = False
             self._refuse_unused()
             losses_b.copy_(self._loss.backward(batch, hidden_nh))
+        for name, parameter in self._of_experts.items():
+            if parameter.grad is not None:  # experts of this example
+                self._finish(name, parameter.grad[None].float())
+                parameter.grad = None
         for name in list(self._held):  # one of its uses did not reach the loss
             self._finish(name, self._held.pop(name))
 
@@ -241,6 +267,8 @@ class GradientComputer:
         """Drop what a batch that did not fit into memory has left."""
         self._uses.clear()
         self._held.clear()
+        for parameter in self._of_experts.values():
+            parameter.grad = None
         self._out_bd.zero_()
         self._largest_b.zero_()
 
@@ -253,7 +281,8 @@ class GradientComputer:
                 )
 
     def _hook(self, name: str) -> Callable[..., torch.Tensor]:
-        def receive(delta_bto: torch.Tensor, x_bti: torch.Tensor) -> None:
+        def receive(delta: torch.Tensor, x: torch.Tensor) -> None:
+            delta_bto, x_bti = (_by_example(one, len(self._out_bd)) for one in (delta, x))
             with record_function("g2is.gradients"):
                 self._receive(name, torch.bmm(delta_bto.transpose(1, 2), x_bti).float())
 
@@ -262,7 +291,7 @@ class GradientComputer:
         ) -> torch.Tensor:
             if self._counting:
                 self._uses[name] += 1
-            if args[0].dim() != 3 or len(args[0]) != len(self._out_bd):
+            if not _tells_examples_apart(args[0].shape, len(self._out_bd), self._tokens):
                 raise SettingError(
                     f"{name} sees the tokens of several examples mixed, in shape "
                     f"{list(args[0].shape)}, so they have no gradients of their own; leave its "
@@ -297,6 +326,22 @@ class GradientComputer:
                 gradient_boi = self._adjusted(gradient_boi, moments, self._betas)
         with record_function("g2is.project"):
             self._projection.add(self._out_bd, self._prefix + name, gradient_boi)
+
+
+def _tells_examples_apart(shape: torch.Size, examples: int, tokens: int) -> bool:
+    """Whether a module's input [..., i] holds one example after another.
+
+    As [b, t, i]; with further axes after the first (DeepSeek's kv_b_proj); or flattened to
+    [b·t, i] or [1, b·t, i] (OPT's feed-forward, a mixture's shared expert).
+    """
+    if len(shape) >= 3 and shape[0] == examples:
+        return True
+    return shape[:-1] in ((examples * tokens,), (1, examples * tokens))
+
+
+def _by_example(x: torch.Tensor, examples: int) -> torch.Tensor:
+    """The input or the gradient of a module's output as [b, t, i], of one example after another."""
+    return x.reshape(examples, -1, x.shape[-1])
 
 
 def _is_supervised(one: Encoded) -> bool:

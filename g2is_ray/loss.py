@@ -13,6 +13,9 @@ from peft import PeftModel
 from torch.profiler import record_function
 
 from g2is_ray.batches import Batch
+from g2is_ray.decoder import Found, find_decoder
+from g2is_ray.errors import SettingError
+from g2is_ray.rope import regimes
 
 _LOGITS = 2**25  # held at once: 128 MiB in float32, and about three times that with gradients
 
@@ -24,15 +27,46 @@ class SupervisedLoss:
     chunk of them at a time, so that [n, v] never exists.
 
     Args:
-        model: a transformers causal LM, with an adapter or without.
+        model: a transformers causal LM, with an adapter or without, in evaluation mode.
+
+    Raises:
+        SettingError: its logits are not a function of its decoder's last hidden states.
     """
 
     def __init__(self, model: Any) -> None:
         self._lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._decoder: Any = self._lm.base_model
-        self._output: Any = None
-        config: Any = self._lm.config
-        self._chunk = max(1, _LOGITS // config.get_text_config().vocab_size)
+        found = find_decoder(self._lm, with_loss=True)
+        self._decoder: Any = found.decoder
+        self._output: Any = found.decoder_output
+        self._require_same(found)
+        self._chunk = max(1, _LOGITS // found.model_output.logits.shape[-1])
+        self.regimes = regimes(self._lm)
+
+    @torch.no_grad()
+    def _require_same(self, found: Found) -> None:
+        """Refuse a model that forms its logits or its loss in another way than this class."""
+        tolerance = 1e-3 if self._lm.dtype == torch.float32 else 0.1
+        wanted_tv = found.model_output.logits[0].float()
+        try:
+            found_tv = self._logits(self._output.last_hidden_state[0]).float()
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            found_tv = torch.empty(0)
+        if not bool(wanted_tv.isfinite().all()):
+            return  # each row says so of itself
+        norm = torch.linalg.vector_norm
+        same = found_tv.shape == wanted_tv.shape
+        if not same or norm(found_tv - wanted_tv) > tolerance * norm(wanted_tv):
+            raise SettingError(
+                f"{type(self._lm).__name__} does not form its logits from its decoder's last "
+                "hidden states alone, so its loss at single tokens is unknown; choose another model"
+            )
+        own, ids_t = float(found.model_output.loss), found.ids_1t[0]
+        nll = torch.nn.functional.cross_entropy(wanted_tv[:-1], ids_t[1:])
+        if abs(float(nll) - own) > tolerance * abs(own):
+            raise SettingError(
+                f"the loss of {type(self._lm).__name__} is not the negative log-likelihood of the "
+                "next token; choose a decoder-only language model"
+            )
 
     def sums(self, batch: Batch) -> torch.Tensor:
         """Sum of the negative log-likelihoods of each example, float32 [b]."""

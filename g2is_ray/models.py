@@ -13,15 +13,22 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 from transformers.utils.logging import disable_progress_bar
 
-from g2is_ray import scratch
+from g2is_ray import probe, scratch, targets
 from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
+from g2is_ray.decoder import use_plain_outputs
 from g2is_ray.errors import InputError, SettingError
 
 disable_progress_bar()  # for weights: a bar per worker tells nothing
@@ -48,42 +55,100 @@ def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer, with a padding token that the model has an embedding for.
+
+    Which token pads does not matter, because nothing that counts sees it.
 
     Raises:
         InputError: there is none of that name, or it cannot be loaded.
     """
+    config = load_config(settings)
     with _explained(settings.model):
         tokenizer = AutoTokenizer.from_pretrained(
             settings.model, trust_remote_code=settings.trust_remote_code
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None) or len(tokenizer)
+    for number in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+        if isinstance(number, int) and 0 <= number < vocabulary:
+            if number != tokenizer.pad_token_id:
+                tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(number))
+            break
     return tokenizer
+
+
+def load_config(settings: ModelSettings) -> PreTrainedConfig:
+    """The model's configuration, of a kind that predicts the next token from those before.
+
+    Raises:
+        InputError: there is none of that name, or it is of another kind.
+    """
+    with _explained(settings.model):
+        config = AutoConfig.from_pretrained(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
+    name = f"model {settings.model} ({', '.join(config.architectures or [config.model_type])})"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name} is an encoder-decoder, and gradients are taken of decoder-only language "
+            "models; choose one of those"
+        )
+    if not _is_known(config):
+        raise InputError(
+            f"{name} is no language model that transformers can load to predict the next token "
+            f"(model_type {config.model_type}); choose a decoder-only language model"
+        )
+    return config
+
+
+def _is_known(config: PreTrainedConfig) -> bool:
+    remote = getattr(config, "auto_map", None) or {}
+    return "AutoModelForCausalLM" in remote or _auto_class(config) is not None
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """Which of transformers' factories makes a language model of `config`, multimodal or not."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return None
 
 
 def load_base(
     settings: ModelSettings, device: torch.device, attention: str = "auto"
 ) -> PreTrainedModel:
-    """The base model on `device`, in evaluation mode.
+    """The base model on `device`, in evaluation mode, checked by `probe.check_base`.
 
     Args:
         attention: as in `ExecutionSettings`.
 
     Raises:
-        InputError: there is none of that name, or it cannot be loaded.
+        InputError: there is none of that name, it cannot be loaded, lacks weights, or its numbers
+            for a row are not the row's own.
     """
+    config = load_config(settings)
     dtype = base_dtype(settings, device)
     quantization = _quantization(settings, dtype, device)
+    factory: Any = _auto_class(config) or AutoModelForCausalLM
     with _explained(settings.model):
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, report = factory.from_pretrained(
             settings.model,
             trust_remote_code=settings.trust_remote_code,
             dtype=dtype,
             attn_implementation=None if attention == "auto" else attention,
+            output_loading_info=True,
             **quantization,
         )
-    return (model if quantization else model.to(device)).eval()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"model {settings.model} lacks {len(missing)} weights of {type(model).__name__}, such "
+            f"as {missing[0]}: they would be random; choose a checkpoint of a whole language model"
+        )
+    model = (model if quantization else model.to(device)).eval()
+    use_plain_outputs(model)
+    probe.check_base(model, settings.model)
+    return model
 
 
 def _quantization(
@@ -115,10 +180,10 @@ def load_skeleton(settings: ModelSettings) -> PreTrainedModel:
     Raises:
         InputError: there is none of that name, or it cannot be loaded.
     """
-    code = settings.trust_remote_code
+    config = load_config(settings)
+    factory = _auto_class(config) or AutoModelForCausalLM
     with _explained(settings.model), torch.device("meta"):
-        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=code)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+        return factory.from_config(config, trust_remote_code=settings.trust_remote_code)
 
 
 class _explained:  # noqa: N801  reads as a verb in `with`
@@ -143,43 +208,40 @@ class _explained:  # noqa: N801  reads as a verb in `with`
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
     """Put a fresh LoRA adapter on `model`; its initial weights depend on `seed` only.
 
+    Vision and audio towers get none, whatever their modules are called.
+
     Raises:
         SettingError: one of `lora_targets` names no module of the model, or none that can
-            have an adapter.
+            have an adapter; or dropout is asked for where there can be none.
     """
-    targets: str | list[str] = list(settings.lora_targets)
-    if targets == ["all-linear"]:
-        targets = "all-linear"
+    settings = targets.chosen(model, settings)
+    names = settings.lora_targets
+    linear = targets.linear_names(model)  # PEFT leaves a refused model half changed
     config = LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=targets,
+        target_modules="all-linear" if names == targets.ALL_LINEAR else list(names),
+        exclude_modules=targets.left_out_pattern(model, names),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     try:
-        if isinstance(targets, list):
-            _require_modules(model, targets)
+        reason = targets.misfit(model, names) if names != targets.ALL_LINEAR else None
+        if reason:
+            raise ValueError(reason)
         return get_peft_model(model, config)
     except ValueError as error:
-        linear = {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
+        if "lora_dropout" in str(error):
+            raise SettingError(
+                f"lora_targets {', '.join(names)} put adapters on experts, whose weights are fused "
+                f"into one parameter that dropout cannot be applied to; set --lora-dropout 0, or "
+                f"choose lora_targets among {targets.last_names(linear)}"
+            ) from None
         raise SettingError(
-            f"lora_targets {', '.join(settings.lora_targets)} do not fit the model, whose linear "
-            f"modules are {', '.join(sorted(linear))} ({str(error).splitlines()[0][:200]})"
+            f"lora_targets {', '.join(names)} do not fit the model, whose linear modules are "
+            f"{targets.last_names(linear)} ({str(error).splitlines()[0][:200]})"
         ) from None
-
-
-def _require_modules(model: PreTrainedModel, targets: list[str]) -> None:
-    """PEFT by itself passes over a name that fits nothing where another fits something."""
-    names = [f".{name}" for name, _ in model.named_modules()]
-    for target in targets:
-        if not any(name.endswith(f".{target}") for name in names):
-            raise ValueError(f"it has no {target}")
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:

@@ -5,6 +5,7 @@ Runs without Ray; `actors/trainer.py` runs the same inside Ray Train.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -30,13 +31,14 @@ from transformers import (
     get_scheduler,
 )
 
-from g2is_ray import checkpoints, models
+from g2is_ray import checkpoints, dry_run, models
 from g2is_ray.batches import pad
 from g2is_ray.chat import ChatEncoder, Encoded
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.conversation import COLUMNS, Conversation
 from g2is_ray.errors import SettingError
 from g2is_ray.examples import ExampleSet
+from g2is_ray.rope import regimes, require_one_regime
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 
 log = logging.getLogger(__name__)
@@ -77,14 +79,20 @@ class TunedModel:
         self._encoded = [encoder.encode(Conversation.from_columns(row)) for row in held]
         device = models.default_device()
         base = models.load_base(plan.model, device, execution.attention)
+        if plan.checkpoints:  # gradients are to be taken of this adapter
+            dry_run.check_gradients(base, plan.lora)
+        lengths = [len(one.input_ids) for one in self._encoded]
+        if len({regimes(base).of(length) for length in lengths}) > 1:
+            execution = dataclasses.replace(execution, micro_batch_size=1)
         if device.type == "cuda":  # activations of long rows would not fit beside the weights
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
         model = models.add_adapter(base, plan.lora, plan.seed)
         items: Sequence[Encoded] | Sequence[list[Encoded]] = self._encoded
         if plan.steps_per_epoch:
-            lengths = [len(one.input_ids) for one in self._encoded]
             groups = spread_evenly(lengths, plan.steps_per_epoch, execution.micro_batch_size)
+            for group in groups:
+                require_one_regime([lengths[row] for row in group], regimes(base))
             items = [[self._encoded[row] for row in group] for group in groups]
         micro, accumulated = _batching(plan, len(items), execution, world_size)
         self.trainer = _Trainer(

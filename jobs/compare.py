@@ -17,7 +17,6 @@ from g2is_ray.comparison import Trials, collect, table
 from g2is_ray.comparison_page import render_comparison
 from g2is_ray.config import (
     EvaluateSettings,
-    LoraSettings,
     SeedSettings,
     SelectorSettings,
     TuneSettings,
@@ -29,6 +28,7 @@ from g2is_ray.layout import POOL, comparison_file, comparison_stage
 from g2is_ray.methods import CompareSettings, Method, methods_of
 from g2is_ray.trials import Trial
 from jobs.ingest import pool_settings
+from jobs.model import lora_settings
 from jobs.parts import finish_parts
 from jobs.selection import make_selections
 from jobs.selection_tasks import Task, task_of
@@ -142,7 +142,7 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     model, read, _ = pool_settings(session)
     stages = {target: next(iter(own.values()))[0].stage for target, own in trials.items()}
     first, stage = next(iter(stages.items()))
-    lora = session.settings(LoraSettings, stage, "warmup")
+    lora = lora_settings(session, model, stage, "warmup")
     tune = session.settings(TuneSettings, stage, f"tuned/{first}")
     plan = dataclasses.replace(  # each trial has a seed of its own
         tuning_plan(model, lora, tune, max_tokens=read.max_tokens, seed=0),

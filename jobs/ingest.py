@@ -14,7 +14,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from g2is_ray import models
-from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import (
     ModelSettings,
     PoolSettings,
@@ -25,9 +24,11 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import ExampleSet, write_examples
+from g2is_ray.limits import LimitedEncoder
 from g2is_ray.sources import describe, expand, held_out
 from g2is_ray.templates import asks_for_date, identity, today
 from g2is_ray.workspace import Workspace
+from jobs.model import check_base, model_limits
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,10 @@ def ingest(session: Session) -> None:
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
     for file in (*targets.target.values(), *targets.test.values()):
         expand([file])  # one that is missing shows before the pool is read
-    tokenizer = models.load_tokenizer(pool_settings(session)[0])
+    model, read, _ = pool_settings(session)
+    tokenizer = models.load_tokenizer(model)
+    if not session.workspace.finished("pool"):
+        check_base(model, read.max_tokens)
     remember = as_dict(pool)
     del remember["append"]  # it is asked for once
     _read(session, tokenizer, "pool", list(pool.pool), schema=pool.format, remember=remember)
@@ -145,11 +149,16 @@ def _decides(
 
 def _encoder(
     tokenizer: PreTrainedTokenizerBase, model: ModelSettings, read: ReadSettings
-) -> ChatEncoder:
+) -> LimitedEncoder:
     if tokenizer.chat_template is None:
         _warn_of_plain(model.model)
         tokenizer = copy.copy(tokenizer)  # the encoder gives it a template
-    return ChatEncoder(tokenizer, max_tokens=read.max_tokens, template_date=model.template_date)
+    return LimitedEncoder(
+        tokenizer,
+        max_tokens=read.max_tokens,
+        template_date=model.template_date,
+        limits=model_limits(model),
+    )
 
 
 def _content(described: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from g2is_ray.config import WarmupSettings
 from g2is_ray.search import check_neighbors, require_faiss
 from jobs.embeddings import embeddings
 from jobs.evaluate import evaluate
 from jobs.gradients import gradients
 from jobs.graph import graph, graph_settings
-from jobs.ingest import ingest
+from jobs.ingest import ingest, pool_settings
+from jobs.model import check_adapter
 from jobs.report import report
 from jobs.selection import check_budget, select_rows
 from jobs.selection_tasks import check_selectors, features_read, selection_names
@@ -39,6 +41,7 @@ def run(session: Session) -> None:
     require_faiss()
     check_folders(session)
     check_selectors(session)
+    _check_adapter(session)
     for stage in stages(session):
         began = time.monotonic()
         stage(session)
@@ -46,6 +49,14 @@ def run(session: Session) -> None:
         session.events.tell("job_done", {"job": stage.__name__, "seconds": seconds})
         if stage is ingest:
             _check_sizes(session)
+
+
+def _check_adapter(session: Session) -> None:
+    """Refuse now what the warm-up and tuning would refuse after the pool is read."""
+    if not session.workspace.finished("warmup"):
+        warmed_up = not session.settings(WarmupSettings, "warmup").warmup_from
+        gradients = warmed_up and "gradients" in features_read(session)
+        check_adapter(session, pool_settings(session)[0], gradients=gradients)
 
 
 def _check_sizes(session: Session) -> None:

@@ -10,6 +10,7 @@ from g2is_ray.config import LoraSettings, ModelSettings, TrainingPlan, TuneSetti
 from g2is_ray.errors import SettingError
 from g2is_ray.layout import variants_in
 from jobs.ingest import pool_settings
+from jobs.model import lora_settings
 from jobs.selection import selected_rows
 from jobs.session import Session
 
@@ -49,7 +50,7 @@ def _tune(session: Session, variant: str) -> None:
     rows = selected_rows(session, variant)
     model, read, seed = pool_settings(session)
     stage = f"tuned/{variant}"
-    lora = session.settings(LoraSettings, "warmup")
+    lora = lora_settings(session, model, "warmup")
     settings = session.settings(TuneSettings, stage)
     inputs = [f"selections/{variant}"]
     session.begin(stage, model, lora, settings, seed, inputs=inputs, grown="redo")

@@ -11,10 +11,11 @@ import numpy as np
 from actors.cluster import share_of_cluster
 from actors.trainer import train
 from g2is_ray import checkpoints, trainer_folders
-from g2is_ray.config import LoraSettings, TrainingPlan, WarmupSettings, as_dict
+from g2is_ray.config import TrainingPlan, WarmupSettings, as_dict
 from g2is_ray.errors import SettingError
 from g2is_ray.workspace import Growth
 from jobs.ingest import pool_settings
+from jobs.model import check_adapter, lora_settings
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def _take(session: Session, settings: WarmupSettings) -> None:
     if "warmup_from" not in session.given and workspace.receipt("warmup"):
         return  # nothing was asked of the folders that it came from
     model, _, _ = pool_settings(session)
-    lora = session.settings(LoraSettings, "warmup")
+    lora = lora_settings(session, model, "warmup")
     folders = [Path(folder).resolve() for folder in settings.warmup_from]
     trainer_folders.require_files(folders)
     taken = dataclasses.replace(
@@ -74,7 +75,7 @@ def _train(session: Session, settings: WarmupSettings) -> None:
     workspace = session.workspace
     pool = workspace.require("pool", "ingest")
     model, read, seed = pool_settings(session)
-    lora = session.settings(LoraSettings, "warmup")
+    lora = lora_settings(session, model, "warmup")
     count = max(1, int(pool["rows"] * settings.warmup_fraction))
     plan = TrainingPlan(
         model=model,
@@ -95,6 +96,7 @@ def _train(session: Session, settings: WarmupSettings) -> None:
     if done:
         log.info("warmup: already done")
         return
+    check_adapter(session, model, gradients=True)
     draw = np.random.default_rng(seed.seed).choice(pool["rows"], size=count, replace=False)
     log.info("warmup: %d rows, %d epochs", count, plan.epochs)
     session.ray()

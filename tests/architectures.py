@@ -11,6 +11,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Phi3Config,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
@@ -40,6 +41,11 @@ ARCHITECTURES = {
     "phi3, fused projections": Phi3Config(**SMALL, **HEADS, pad_token_id=0),
     "gpt2, Conv1D": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4),
 }
+
+
+def causal_lm(name: str = LLAMA) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return Auto.from_config(ARCHITECTURES[name]).eval()
 
 
 def adapter(name: str = LLAMA, attention: str = "sdpa", **lora: object) -> PeftModel:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, LLAMA, Auto, examples
+from architectures import ARCHITECTURES, causal_lm, examples
 from pool_files import row, write
 
 from g2is_ray.batches import IGNORED
@@ -19,11 +19,6 @@ from jobs import parts as job
 from jobs.session import Session
 
 WORKSPACE = ["--workspace", "ws"]
-
-
-def causal_lm(name=LLAMA):
-    torch.manual_seed(0)
-    return Auto.from_config(ARCHITECTURES[name]).eval()
 
 
 def computer(model, token_budget=80):
@@ -63,11 +58,12 @@ def test_an_example_that_never_fits_is_refused_with_its_length():
     def refuse(*given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
+    one = computer(model)
     model.model.layers[-1].register_forward_hook(refuse)
     with pytest.raises(
         SettingError, match=r"example of 23 tokens .* itself: set max_tokens lower$"
     ):
-        computer(model).compute(examples())
+        one.compute(examples())
 
 
 # ---- of a workspace ---------------------------------------------------------------

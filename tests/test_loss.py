@@ -39,9 +39,9 @@ def test_chunks_do_not_change_sums_or_gradients(name, monkeypatch):
 
 def test_the_output_layer_sees_no_more_than_a_chunk_of_supervised_positions(small_chunks):
     model, seen = model_of(next(iter(ARCHITECTURES))), []
-    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2]))
     batch = Batch.of(examples(4), 0, CPU)
     loss = SupervisedLoss(model)
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2]))
     loss.backward(batch, loss.hidden_states(batch))
     assert max(seen) == 3
     assert sum(seen) == len(batch.targets_n)
