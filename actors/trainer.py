@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from actors.cluster import Share
+from actors.ray_internals import interruptible_trainer
 from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import G2isError, WorkError
@@ -42,8 +42,8 @@ def train(
     run_name = stage.replace("/", "-").replace("@", "-vs-")
     if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
         workspace.remove(f"{_CHECKPOINTS}/{run_name}")
-    trainer = TorchTrainer(
-        _train_on_worker,  # type: ignore[arg-type]  # Ray hands its result on
+    trainer = interruptible_trainer(
+        train_loop_per_worker=_train_on_worker,
         train_loop_config={
             "url": workspace.location(""),
             "stage": stage,
