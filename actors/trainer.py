@@ -10,6 +10,7 @@ from typing import Any
 import ray.train
 
 from actors.cluster import Share
+from actors.hello import check_nodes
 from actors.ray_internals import interruptible_trainer
 from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, TrainingPlan
@@ -36,12 +37,13 @@ def train(
 
     Raises:
         G2isError: model, adapter or rows cannot be used.
-        WorkError: the workers failed too often.
+        WorkError: the workers failed too often, or nodes cannot train: see `check_nodes`.
     """
     file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
     run_name = stage.replace("/", "-").replace("@", "-vs-")
     if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
         workspace.remove(f"{_CHECKPOINTS}/{run_name}")
+    check_nodes(share.num_cpus, share.num_gpus)
     trainer = interruptible_trainer(
         train_loop_per_worker=_train_on_worker,
         train_loop_config={

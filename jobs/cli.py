@@ -227,7 +227,8 @@ def _run(command: str, given: dict[str, Any], signals: Signals) -> int:
     if command == "submit":
         from jobs.submit import submit
 
-        return submit(workspace, values, wait=wait)
+        status = submit(workspace, values, wait=wait)
+        return signals.status if status is None else status
     from jobs.session import Session
 
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
@@ -238,9 +239,9 @@ def _run(command: str, given: dict[str, Any], signals: Signals) -> int:
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
     opened = Session(workspace, values)
-    with opened.writing(command) if spec.writes else opened.reading() as session:
-        with signals.noticed():  # before Ray is shut down
-            job(session)
+    opening = opened.writing(command) if spec.writes else opened.reading()
+    with opening as session, signals.noticed():  # noticed before Ray is shut down
+        job(session)
     return 0
 
 
