@@ -50,10 +50,10 @@ class Worker:
 class Crew:
     """Workers of one class: `pending` ones that are asked for, and `ready` ones that are there.
 
-    A worker is there once it has said hello from a node that shares the workspace. A pending
-    one is the demand that makes an autoscaler bring a node. A lost worker is not restarted by
-    Ray: it is forgotten and another is asked for, so that a worker is lost at most once, and
-    that a spot machine that was taken may be replaced by an on-demand one.
+    A worker is there once it has said hello from a node that shares the workspace and runs the
+    driver's code. A pending one is the demand that makes an autoscaler bring a node. A lost
+    worker is not restarted by Ray: it is forgotten and another is asked for, so that a worker is
+    lost at most once, and that a spot machine that was taken may be replaced by an on-demand one.
     """
 
     def __init__(
