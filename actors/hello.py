@@ -54,6 +54,7 @@ def hello(_: Any, workspace: SharedWorkspace | None, uses_gpu: bool = False) -> 
         "node_id": ray.get_runtime_context().get_node_id(),
         "host": host,
         "code": own_code(),
+        "is_local": ray_internals.is_local(),
         "gpu": gpu_problem() if uses_gpu else "",
     }
 
@@ -90,7 +91,7 @@ def problem(said: Hello, code: Mapping[str, str] | None = None) -> str:
             f"{node} has g2is-ray {other['version']} ({other['place']}), and this command is "
             f"{own['version']}: {remedy}"
         )
-    if other["digest"] != own["digest"]:
+    if other["digest"] != own["digest"] and not said["is_local"]:  # edited since it began
         return (
             f"{node} has other sources of g2is-ray {own['version']} ({other['place']}, "
             f"{other['digest']}) than this command ({own['place']}, {own['digest']}): {remedy}"
@@ -124,8 +125,8 @@ def check_nodes(num_cpus: int, num_gpus: int) -> None:
     Raises:
         WorkError: a node has other code, or a GPU that torch cannot use.
     """
-    if ray_internals.gcs_address().startswith("127.") and not num_gpus:
-        return  # a Ray of this machine's own, with this code
+    if ray_internals.is_local() and not num_gpus:
+        return  # this machine, with this code
     request = {"CPU": num_cpus, "GPU": num_gpus}
     _check_nodes(
         tuple(

@@ -126,6 +126,11 @@ def gcs_address() -> str:
     return str(_gcs().address)
 
 
+def is_local() -> bool:
+    """Whether this process works for a Ray that listens on the loopback interface only."""
+    return gcs_address().startswith(("127.", "[::1]"))
+
+
 def cluster_status() -> Any:
     """A GetClusterStatusReply: demands, pending machines, failed launches; no public call says."""
     messages: Any = autoscaler_pb2  # typed at run time

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -92,7 +93,8 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 def _remove_abandoned(place: Path, prefix: str) -> None:
     for path in place.glob(prefix + "?" * 8):
         with contextlib.suppress(OSError), _locked(path, wait=False):  # or it is in use
-            if path.stat().st_uid == os.geteuid():
+            found = path.stat()  # made by `folder`, not by a user who likes the name
+            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == stat.S_IRWXU:
                 _remove(path)
 
 
