@@ -8,28 +8,18 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import ray
-from ray._private import ray_constants
 
+from actors import address as addresses
+from actors import local_ray, ray_internals
 from g2is_ray.config import ExecutionSettings
 from g2is_ray.errors import WorkError
-
-log = logging.getLogger(__name__)
-
-_OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
-_TOKEN = Path.home() / ".ray" / "auth_token"
 
 _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where processes share CPUs
     "PYTHONWARNINGS": "ignore::FutureWarning",  # transformers about itself, a line per worker
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of metrics is printed twice
-}
-_LOCAL_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process saved per training
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # or each training ends up to 2 s late
 }
 
 
@@ -38,46 +28,36 @@ def connected(address: str) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start one on this machine, for the `with` block.
 
     Raises:
+        SettingError: the address is none.
         WorkError: there is no cluster at the address, or Ray cannot start here.
     """
-    address = address or os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
-    if address == "local":
-        # Inherited, so that Ray's idle processes fit; with a runtime_env each is started anew.
-        os.environ.update(_WORKER_ENVIRONMENT | _LOCAL_ENVIRONMENT)
-        options.update(
-            include_dashboard=True,  # Ray Train asks it for the state of actors
-            dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
-    else:
-        options["runtime_env"] = {"env_vars": _WORKER_ENVIRONMENT}
+    address = addresses.chosen(address, os.environ)
+    if address == addresses.LOCAL:
+        with local_ray.started(_WORKER_ENVIRONMENT):
+            yield
+        return
+    ray_internals.read_authentication_again()
+    addresses.check(address)
     try:
-        with _on_loopback() if address == "local" else contextlib.nullcontext():
-            ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise WorkError(f"Ray at {address} cannot be used: {error}") from None
-    if address == "local":
-        with contextlib.suppress(OSError):  # Ray makes it readable to all users of the machine
-            _TOKEN.chmod(0o600)
-    try:
+        _join(address)
         yield
     finally:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have Ray's processes listen on the loopback interface only, as they do on macOS.
-
-    Ray has no option for it: it replaces a loopback address that it is given.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+def _join(address: str) -> None:
     try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        with ray_internals.signal_handlers_kept(), ray_internals.without_uv_run():
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            )
+    except Exception as error:  # a hook of RAY_RUNTIME_ENV_HOOK may raise anything
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        hook = os.environ.get("RAY_RUNTIME_ENV_HOOK")
+        blamed = f" (RAY_RUNTIME_ENV_HOOK is {hook})" if hook else ""
+        raise WorkError(f"Ray at {address} cannot be used: {why[-1]}{blamed}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError, RpcError, RuntimeEnvSetupError
 
+from actors import hello as hellos
 from actors import placement
 from actors.cluster import Share
 from actors.placement import ON_DEMAND, SPOT
@@ -49,10 +50,10 @@ class Worker:
 class Crew:
     """Workers of one class: `pending` ones that are asked for, and `ready` ones that are there.
 
-    A worker is there once it has said hello from a node that shares the workspace. A pending
-    one is the demand that makes an autoscaler bring a node. A lost worker is not restarted by
-    Ray: it is forgotten and another is asked for, so that a worker is lost at most once, and
-    that a spot machine that was taken may be replaced by an on-demand one.
+    A worker is there once it has said hello from a node that shares the workspace and runs the
+    driver's code. A pending one is the demand that makes an autoscaler bring a node. A lost
+    worker is not restarted by Ray: it is forgotten and another is asked for, so that a worker is
+    lost at most once, and that a spot machine that was taken may be replaced by an on-demand one.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Crew:
             resources={market: _LITTLE} if market else {},
         ).remote(**self._arguments)
         self._count += 1
-        hello = actor.__ray_call__.remote(_hello, self._workspace)
+        hello = actor.__ray_call__.remote(hellos.hello, self._workspace, self._share.num_gpus > 0)
         self.pending.append(Worker(number=self._count, actor=actor, market=market, hello=hello))
 
     def _request(self, market: str) -> dict[str, float]:
@@ -104,22 +105,28 @@ class Crew:
 
         Raises:
             G2isError: its node does not share the workspace.
-            WorkError: workers cannot start.
+            WorkError: workers cannot start, have other code, or a GPU that torch cannot use.
         """
         try:
-            worker.node_id, worker.host, mark = ray.get(worker.hello)
+            said = ray.get(worker.hello)
         except RayTaskError as error:
             if isinstance(error.cause, G2isError):
                 raise error.cause from None
-            raise WorkError(f"workers cannot start: {reason(error)}") from error
+            why = hellos.missing_code(error) or f"workers cannot start: {reason(error)}"
+            raise WorkError(why) from error
         except RayError as error:
+            if why := hellos.missing_code(error):
+                raise WorkError(why) from error
             hopeless = isinstance(error, RuntimeEnvSetupError)
             if hopeless or getattr(error, "actor_init_failed", False):  # as it would be every time
                 raise WorkError(f"workers cannot start: {reason(error)}") from error
             self._lost_before_it_was_there(worker, error)
             return
-        if self._workspace:
-            self._workspace.find(mark, worker.host)
+        if isinstance(said, dict) and self._workspace:
+            self._workspace.find(said["mark"], said["host"])
+        if why := hellos.problem(said):
+            raise WorkError(why)
+        worker.node_id, worker.host = said["node_id"], said["host"]
         self._failed_starts = 0
         self.pending.remove(worker)
         self.ready.append(worker)
@@ -201,13 +208,6 @@ class Crew:
     def _in_words(self) -> str:
         request = self._request("")
         return " and ".join(f"{amount:g} {name}" for name, amount in request.items() if amount)
-
-
-def _hello(actor: Any, workspace: SharedWorkspace | None) -> tuple[str, str, str]:
-    """Runs on a worker: its node's id and address, and the mark that it has left."""
-    host = ray.util.get_node_ip_address()
-    mark = workspace.leave_mark(host) if workspace else ""
-    return ray.get_runtime_context().get_node_id(), host, mark
 
 
 def reason(error: BaseException) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._private.worker import global_worker
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated import autoscaler_pb2
+
+from actors.ray_internals import (
+    autoscaler_v1_report,
+    cluster_status,
+    gcs_address,
+    has_autoscaler_v2,
+)
 
 SPOT, ON_DEMAND = "spot", "on_demand"
 """Custom resources, 1 of either, by which node types say how their machines are paid for."""
@@ -44,7 +46,7 @@ def missing_markets() -> set[str]:
     one, what it said is remembered, because it takes some seconds to answer.
     """
     if _names_refusals():
-        return _refused_by(_gcs().address)
+        return _refused_by(gcs_address())
     return {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
 
 
@@ -54,9 +56,7 @@ def _refused_by(address: str) -> set[str]:
 
 
 def _names_refusals() -> bool:
-    return is_autoscaler_v2(fetch_from_server=True) and bool(
-        _status().autoscaling_state.autoscaler_state_version
-    )
+    return has_autoscaler_v2() and bool(cluster_status().autoscaling_state.autoscaler_state_version)
 
 
 def may_come(request: Request) -> bool:
@@ -66,9 +66,9 @@ def may_come(request: Request) -> bool:
     that none of its node types meets, and those beyond the machines it may launch; the old one
     (v1) says nothing, so that anything may come.
     """
-    if not is_autoscaler_v2(fetch_from_server=True):
+    if not has_autoscaler_v2():
         return _has_v1_autoscaler()
-    status = _status()
+    status = cluster_status()
     if not status.autoscaling_state.autoscaler_state_version:
         return False  # Ray leaves the autoscaler to Kubernetes, which runs none
     pending = status.cluster_resource_state.pending_resource_requests
@@ -79,28 +79,18 @@ def may_come(request: Request) -> bool:
 
 def machines_on_their_way() -> int:
     """Machines that the autoscaler has got and that have not joined yet, as far as it says."""
-    if not is_autoscaler_v2(fetch_from_server=True):
+    if not has_autoscaler_v2():
         return 0
-    return len(_status().autoscaling_state.pending_instances)
+    return len(cluster_status().autoscaling_state.pending_instances)
 
 
 def failed_launches() -> list[str]:
     """What the autoscaler could not launch lately, and why; nothing where it does not say."""
-    if not is_autoscaler_v2(fetch_from_server=True):
+    if not has_autoscaler_v2():
         return []
-    failed = _status().autoscaling_state.failed_instance_requests
+    failed = cluster_status().autoscaling_state.failed_instance_requests
     latest = {one.ray_node_type_name: one for one in sorted(failed, key=lambda f: f.failed_ts)}
     return [f"{name} could not be launched: {one.reason}" for name, one in latest.items()]
-
-
-def _gcs() -> Any:
-    worker: Any = global_worker
-    return worker.gcs_client
-
-
-def _status() -> Any:
-    messages: Any = autoscaler_pb2  # typed at run time
-    return messages.GetClusterStatusReply.FromString(_gcs().get_cluster_status())
 
 
 def _is(request: Request, other: Any) -> bool:
@@ -109,6 +99,5 @@ def _is(request: Request, other: Any) -> bool:
 
 
 def _has_v1_autoscaler() -> bool:
-    status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None)
-    report = (json.loads(status).get("autoscaler_report") if status else None) or {}
-    return any(not _MIRRORED.fullmatch(node_type) for node_type in report.get("active_nodes", {}))
+    types = autoscaler_v1_report().get("active_nodes", {})
+    return any(not _MIRRORED.fullmatch(node_type) for node_type in types)

@@ -49,7 +49,8 @@ class WorkerPool:
        set aside: it ends them, by the memory that it takes, say. It runs alone by then.
     4. An item that raises is tried three times, then set aside; the rest goes on.
     5. An error that is the user's to mend (`G2isError`) ends the run at once: every other
-       item would end the same way. So does what can never run.
+       item would end the same way. So does what can never run, and a worker on a node with other
+       code than the driver's or with a GPU that torch cannot use: it would write other numbers.
     6. An actor is given items of the kind that it had last, for as long as some wait, and then
        of a kind that no other actor has; `affinity` says what kind an item is of.
     7. When `run` returns or raises, the actors are gone, so that their nodes can be removed.

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from actors.cluster import Share
+from actors.hello import check_nodes
+from actors.ray_internals import interruptible_trainer
 from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import G2isError, WorkError
@@ -36,14 +37,15 @@ def train(
 
     Raises:
         G2isError: model, adapter or rows cannot be used.
-        WorkError: the workers failed too often.
+        WorkError: the workers failed too often, or nodes cannot train: see `check_nodes`.
     """
     file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
     run_name = stage.replace("/", "-").replace("@", "-vs-")
     if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
         workspace.remove(f"{_CHECKPOINTS}/{run_name}")
-    trainer = TorchTrainer(
-        _train_on_worker,  # type: ignore[arg-type]  # Ray hands its result on
+    check_nodes(share.num_cpus, share.num_gpus)
+    trainer = interruptible_trainer(
+        train_loop_per_worker=_train_on_worker,
         train_loop_config={
             "url": workspace.location(""),
             "stage": stage,

@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,18 +25,25 @@ Not a setting of the run, because the machines of a cluster differ in their disk
 """
 
 _PREFIX = "g2is-scratch-"
+_TRIES, _PAUSE_SECONDS = 10, 0.1  # to remove a folder
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """A new folder for the `with` block; those that killed processes have left are removed."""
-    place = Path(tempfile.gettempdir())
+def folder(place: Path | None = None, prefix: str = _PREFIX) -> Iterator[Path]:
+    """A new folder for the `with` block; those that killed processes have left are removed.
+
+    Args:
+        place: where the folder is made; left out, the system's temporary folder.
+        prefix: how the folder's name begins, and the names of those that are removed.
+    """
+    place = place or Path(tempfile.gettempdir())
     with contextlib.ExitStack() as at_end:
         with _locked(place):  # so that none is removed between its making and its locking
-            _remove_abandoned(place)
-            made = at_end.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
-            at_end.enter_context(_locked(Path(made)))
-        yield Path(made)
+            _remove_abandoned(place, prefix)
+            made = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            at_end.callback(_remove, made)
+            at_end.enter_context(_locked(made))
+        yield made
 
 
 def require(size: int, held: int, what: str) -> None:
@@ -81,7 +90,18 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(directory)
 
 
-def _remove_abandoned(place: Path) -> None:
-    for path in place.glob(_PREFIX + "?" * 8):
+def _remove_abandoned(place: Path, prefix: str) -> None:
+    for path in place.glob(prefix + "?" * 8):
         with contextlib.suppress(OSError), _locked(path, wait=False):  # or it is in use
-            shutil.rmtree(path, ignore_errors=True)
+            found = path.stat()  # made by `folder`, not by a user who likes the name
+            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == stat.S_IRWXU:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, in which a process that is ending may still write."""
+    for _ in range(_TRIES):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(_PAUSE_SECONDS)

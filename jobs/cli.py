@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +42,8 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import G2isError, InputError, SettingError
 from g2is_ray.methods import CompareSettings, ComparisonSettings
+from jobs import startup
+from jobs.signals import Signals
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +145,24 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for a bug, 2 for the user's error."""
+    """Run the command line; returns the exit status.
+
+    0 is done, 1 a bug, 2 the user's error; after a signal it is 128 and the signal's number.
+    """
+    with Signals() as signals:
+        try:
+            with signals.noticed():
+                return _main(arguments, signals)
+        except KeyboardInterrupt:
+            print("g2is: interrupted; give the same command again to go on", file=sys.stderr)
+            return signals.status
+        except BrokenPipeError:  # as of `g2is status | head`
+            with open(os.devnull, "w") as nowhere:  # noqa: PTH123  or Python says so at its end
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+
+
+def _main(arguments: Sequence[str] | None, signals: Signals) -> int:
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     command, debug = given.pop("command"), given.pop("debug")
@@ -151,15 +172,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     _quiet_libraries(debug)
     try:
-        return _run(command, given)
+        startup.check_process()
+        status = _run(command, given, signals)
+        sys.stdout.flush()
+        return status
     except G2isError as error:
         if debug:
             raise
         print(f"g2is: error: {_printable(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("g2is: interrupted; give the same command again to go on", file=sys.stderr)
-        return 130
+    except OSError as error:
+        sentence = startup.machine_error(error)
+        if debug or not sentence:
+            raise
+        print(f"g2is: error: {_printable(sentence)}", file=sys.stderr)
+        return 2
 
 
 class _Formatter(logging.Formatter):
@@ -180,7 +207,7 @@ def _quiet_libraries(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
 
 
-def _run(command: str, given: dict[str, Any]) -> int:
+def _run(command: str, given: dict[str, Any], signals: Signals) -> int:
     if command == "walk":
         from jobs.walk import walk_arrays
 
@@ -200,16 +227,20 @@ def _run(command: str, given: dict[str, Any]) -> int:
     if command == "submit":
         from jobs.submit import submit
 
-        return submit(workspace, values, wait=wait)
+        status = submit(workspace, values, wait=wait)
+        return signals.status if status is None else status
     from jobs.session import Session
 
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
         raise InputError(f"{workspace} is not a workspace; `g2is ingest` or `g2is run` makes one")
     spec = COMMANDS[command]
+    if spec.writes:
+        startup.check_current_folder()
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
     opened = Session(workspace, values)
-    with opened.writing(command) if spec.writes else opened.reading() as session:
+    opening = opened.writing(command) if spec.writes else opened.reading()
+    with opening as session, signals.noticed():  # noticed before Ray is shut down
         job(session)
     return 0
 

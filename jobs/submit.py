@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
 import os
 import sys
 import tempfile
-import time
+import urllib.parse
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import Any
 import aiohttp
 import yaml
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
 
+from actors.machine import without_proxy
+from actors.ray_internals import patient_job_client
 from g2is_ray.errors import InputError, SettingError, WorkError
 from g2is_ray.methods import parse_method
 from g2is_ray.sources import expand
+from jobs.job_log import follow
 
 log = logging.getLogger(__name__)
 for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
@@ -36,7 +37,7 @@ _METHODS = ("selector", "baselines")  # settings that may name files of code
 _UPLOAD_BYTES = 500 * 2**20  # Ray's limit
 
 
-def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int:
+def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int | None:
     """Run the main job with the settings `values` on the cluster at `values["address"]`.
 
     The job gets one configuration file with all settings, and the files of rows and of selectors
@@ -47,7 +48,8 @@ def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int:
         wait: follow the job's log to its end.
 
     Returns:
-        The job's exit status; 0 where it is not waited for, 130 after Ctrl-C.
+        The job's exit status; 0 where it is not waited for, None after Ctrl-C or a request to
+        end, `job_log.LOST` where the cluster could not be reached any more.
 
     Raises:
         SettingError: a setting names a place that the cluster cannot have.
@@ -61,7 +63,7 @@ def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="g2is-submit-") as scratch:
         package = _package(Path(scratch) / "job.zip", settings, files)
         with _asking(address):
-            client = JobSubmissionClient(address)
+            client = patient_job_client(address)
             job = client.submit_job(
                 entrypoint=ENTRYPOINT,
                 runtime_env={"working_dir": str(package)},
@@ -75,10 +77,10 @@ def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int:
         return 0
     try:
         with _asking(address):
-            return _follow(client, job)
+            return follow(client, job, address)
     except KeyboardInterrupt:
         print("g2is: no longer following the job; it goes on", file=sys.stderr)
-        return 130
+        return None
 
 
 def _dashboard(address: str) -> str:
@@ -87,7 +89,8 @@ def _dashboard(address: str) -> str:
             "address should be the URL of the cluster's dashboard, such as "
             f"http://127.0.0.1:8265, got {address!r}"
         )
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # or RAY_ADDRESS would win over the one given
+    if urllib.parse.urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1"):  # a tunnel
+        os.environ.update(without_proxy(os.environ))
     return address
 
 
@@ -155,7 +158,7 @@ def _package(path: Path, settings: Mapping[str, Any], files: Sequence[str]) -> P
 # ---- the cluster ---------------------------------------------------------------
 
 
-def _free_id(client: JobSubmissionClient, workspace: str) -> str:
+def _free_id(client: Any, workspace: str) -> str:
     """An id for the next job on the workspace.
 
     The id counts the workspace's jobs. Ray takes an id once, so of two commands that look at the
@@ -175,26 +178,6 @@ def _free_id(client: JobSubmissionClient, workspace: str) -> str:
     ids = [job.submission_id or "" for job in jobs]
     numbers = [int(one.removeprefix(stem)) for one in ids if one.startswith(stem)]
     return f"{stem}{max(numbers, default=0) + 1}"
-
-
-def _follow(client: JobSubmissionClient, job: str) -> int:
-    """Print the job's log to its end; returns its exit status."""
-    asyncio.run(_print_log(client, job))
-    while not (info := client.get_job_info(job)).status.is_terminal():
-        time.sleep(0.5)
-    if info.status == JobStatus.SUCCEEDED:
-        return 0
-    if info.status == JobStatus.STOPPED:
-        raise WorkError(f"job {job} was stopped; submit it again to go on")
-    if not info.driver_exit_code or info.driver_exit_code < 0:
-        why = (info.message or "no reason is known").splitlines()[0]
-        raise WorkError(f"job {job} failed: {why}; submit it again to go on")
-    return int(info.driver_exit_code)
-
-
-async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    async for text in client.tail_job_logs(job):
-        print(text, end="", flush=True)
 
 
 @contextlib.contextmanager

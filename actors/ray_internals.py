@@ -1,0 +1,180 @@
+"""Ray's private interfaces that the project uses: one function each, and why it is needed.
+
+Any release of Ray may change them, so its version is pinned, and `tests/test_ray_internals.py`
+checks that they exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private import ray_constants, services, utils
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.worker import global_worker
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+
+_REQUEST_SECONDS = 60.0
+
+
+# ---- starting Ray, and joining a cluster -------------------------------------
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have Ray's processes listen on the loopback interface only, as they do on macOS.
+
+    Ray has no option for it: it replaces a loopback address that it is given.
+    """
+    with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextlib.contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Keep Ray from replacing the process's handler of SIGTERM, which it does unasked."""
+    with _replaced(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+
+
+@contextlib.contextmanager
+def without_uv_run() -> Iterator[None]:
+    """Keep Ray from uploading the current folder to workers when the command runs in `uv run`.
+
+    Ray reads the environment variable that says so once, when it is imported.
+    """
+    with _replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def read_authentication_again() -> None:
+    """Have Ray look at RAY_AUTH_MODE and at its token again: it keeps what it read first."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def note_address(folder: str) -> None:
+    """Write the address of the Ray that was started into `folder`, where its processes look.
+
+    `ray.init` does not, so they would take another Ray on this machine for theirs.
+    """
+    utils.write_ray_address(global_worker.node.gcs_address, folder)  # type: ignore[union-attr]
+
+
+def detected_address() -> str:
+    """The address of the cluster that runs on this machine, as `auto` means it, or nothing."""
+    found = utils.read_ray_address()
+    return found or next(iter(services.find_gcs_addresses()), "")
+
+
+def as_ray_reaches(address: str) -> str:
+    """HOST:PORT as Ray uses it: this machine's own address in place of a loopback one."""
+    return str(services.canonicalize_bootstrap_address(address))
+
+
+def cluster_versions(address: str, seconds: float) -> dict[str, str]:
+    """The `ray_version` and `python_version` of the cluster at HOST:PORT.
+
+    `ray.init` compares them too, but waits minutes for an address that does not answer.
+
+    Raises:
+        grpc.RpcError: the address does not answer in time, is no cluster's, or refuses the token.
+    """
+    with init_grpc_channel(address) as channel:
+        stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
+        messages: Any = gcs_service_pb2  # typed at run time
+        request = messages.InternalKVGetRequest(
+            key=CLUSTER_METADATA_KEY, namespace=ray_constants.KV_NAMESPACE_CLUSTER
+        )
+        answer = stub.InternalKVGet(request, timeout=seconds, wait_for_ready=False)
+    return dict(json.loads(answer.value)) if answer.value else {}
+
+
+def is_refused_token(error: grpc.RpcError) -> bool:
+    """Whether a cluster answered that the token is missing or wrong."""
+    return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+# ---- what the autoscaler says ------------------------------------------------
+
+
+def has_autoscaler_v2() -> bool:
+    """Whether the cluster's autoscaler is the one that says what it cannot bring."""
+    return bool(is_autoscaler_v2(fetch_from_server=True))
+
+
+def gcs_address() -> str:
+    """The address of the cluster that this process has joined."""
+    return str(_gcs().address)
+
+
+def is_local() -> bool:
+    """Whether this process works for a Ray that listens on the loopback interface only."""
+    return gcs_address().startswith(("127.", "[::1]"))
+
+
+def cluster_status() -> Any:
+    """A GetClusterStatusReply: demands, pending machines, failed launches; no public call says."""
+    messages: Any = autoscaler_pb2  # typed at run time
+    return messages.GetClusterStatusReply.FromString(_gcs().get_cluster_status())
+
+
+def autoscaler_v1_report() -> dict[str, Any]:
+    """What the older autoscaler reports, or nothing where there is none."""
+    status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None)
+    return (json.loads(status).get("autoscaler_report") if status else None) or {}
+
+
+def _gcs() -> Any:
+    worker: Any = global_worker
+    return worker.gcs_client
+
+
+# ---- trainings and jobs ------------------------------------------------------
+
+
+def interruptible_trainer(**options: Any) -> Any:
+    """A TorchTrainer of `options` that leaves Ctrl-C to the process.
+
+    Ray's own handler ends the process with status 1, and stays in force after the training.
+    """
+    from ray.train.torch import TorchTrainer
+
+    trainer: Any = TorchTrainer(**options)
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer
+
+
+def patient_job_client(address: str) -> Any:
+    """A JobSubmissionClient whose requests end: Ray's wait forever on a connection that is gone.
+
+    Raises:
+        ConnectionError, RuntimeError, AuthenticationError: nothing answers at the URL, or refuses.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class PatientClient(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": _REQUEST_SECONDS, **options})
+
+    # RAY_ADDRESS would win over the URL, but this variable wins over both.
+    os.environ[ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE] = address
+    return PatientClient(address)

@@ -1,0 +1,156 @@
+"""Following a job on a cluster: its log, once and in order, also where the connection is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus
+
+from g2is_ray import __version__
+from g2is_ray.errors import WorkError
+
+log = logging.getLogger(__name__)
+
+LOST = 75
+"""Exit status where the job goes on, as far as is known, and cannot be followed: try again."""
+
+_PATIENCE_SECONDS = 600.0  # that the cluster may be out of reach
+_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # between tries, the last one again and again
+_LOOK_SECONDS = 10.0  # between looks at whether a job with a silent log has ended
+_REST_SECONDS = 5.0  # that the log of a job that has ended may take to arrive
+_KEPT_CHARACTERS = 4000  # of the log's end, to find out why a job failed
+
+_NOT_INSTALLED = re.compile(r"No module named '?(jobs|actors|g2is_ray)\b.*")
+_UNKNOWN_JOB = re.compile(r"status code 404.*does not exist", re.DOTALL)
+_NO_PYTHON = re.compile(r"python: (command )?not found")
+
+CONNECTION_ERRORS = (OSError, RuntimeError, aiohttp.ClientError, TimeoutError)
+
+
+class Client(Protocol):
+    """What of Ray's JobSubmissionClient is used."""
+
+    def get_job_info(self, job: str) -> Any: ...
+    def get_job_logs(self, job: str) -> str: ...
+    def tail_job_logs(self, job: str) -> AsyncIterator[str]: ...
+
+
+def follow(
+    client: Client,
+    job: str,
+    address: str,
+    *,
+    patience_seconds: float = _PATIENCE_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+    show: Callable[[str], None] = lambda text: print(text, end="", flush=True),
+) -> int:
+    """Print a job's log to its end; returns its exit status, or `LOST`.
+
+    Ray sends the log from its beginning with each connection, so what was printed is left out. A
+    connection that is cut is made again until the cluster was out of reach for
+    `patience_seconds`; what the cluster says of the job is then unknown, not a failure.
+
+    Raises:
+        WorkError: the job was stopped, ended without an exit status, could not start for want of
+            the project, or is unknown to the cluster.
+        AuthenticationError: the token is no longer accepted.
+    """
+    printed = _Printed(show)
+    waited, tries = 0.0, 0
+    while waited < patience_seconds:
+        try:
+            info = asyncio.run(_print_log(client, job, printed))
+        except AuthenticationError:
+            raise
+        except CONNECTION_ERRORS as error:
+            if _UNKNOWN_JOB.search(str(error)):
+                raise WorkError(
+                    f"the cluster at {address} does not know job {job} any more: its head was "
+                    "replaced; submit it again to go on"
+                ) from None
+            if not tries:
+                log.warning("lost the connection to %s, connecting again: %s", address, error)
+        else:
+            if info is not None:
+                return _outcome(info, job, printed.end)
+            waited, tries = 0.0, 0
+        pause = _PAUSES_SECONDS[min(tries, len(_PAUSES_SECONDS) - 1)]
+        sleep(pause)
+        waited, tries = waited + pause, tries + 1
+    log.error(
+        "the cluster at %s was out of reach for %.0f s; job %s goes on, as far as is known; to "
+        "follow it: ray job logs --follow --address %s %s",
+        *(address, waited, job, address, job),
+    )
+    return LOST
+
+
+class _Printed:
+    """What of a log was printed."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.count = 0  # characters
+        self.end = ""
+        self._show = show
+
+    def show_from(self, position: int, text: str) -> int:
+        """Print what of a log's `text` at `position` is new; returns the position behind it."""
+        new = text[max(0, self.count - position) :]
+        position += len(text)
+        if new:
+            self._show(new)
+            self.count = position
+            self.end = (self.end + new)[-_KEPT_CHARACTERS:]
+        return position
+
+
+async def _print_log(client: Client, job: str, printed: _Printed) -> Any:
+    """Print a log until its connection ends; returns what the job has come to, or None.
+
+    Raises:
+        One of CONNECTION_ERRORS: the cluster cannot say what has become of the job.
+    """
+    tail = asyncio.ensure_future(_print_tail(client, job, printed))
+    try:
+        while True:
+            await asyncio.wait({tail}, timeout=_LOOK_SECONDS)
+            info = await asyncio.to_thread(client.get_job_info, job)
+            ended = info.status.is_terminal()
+            if ended:
+                await asyncio.wait({tail}, timeout=_REST_SECONDS)
+            if ended or tail.done():  # where no connection can stay open, the log comes this way
+                printed.show_from(0, await asyncio.to_thread(client.get_job_logs, job))
+                return info if ended else None
+    finally:
+        tail.cancel()
+        await asyncio.gather(tail, return_exceptions=True)
+
+
+async def _print_tail(client: Client, job: str, printed: _Printed) -> None:
+    position = 0
+    async for text in client.tail_job_logs(job):
+        position = printed.show_from(position, text)
+
+
+def _outcome(info: Any, job: str, log_end: str) -> int:
+    """The exit status of a job that has ended."""
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.status == JobStatus.STOPPED:
+        raise WorkError(f"job {job} was stopped; submit it again to go on")
+    if found := _NOT_INSTALLED.search(log_end) or _NO_PYTHON.search(log_end):
+        raise WorkError(
+            f"the head of the cluster does not have g2is-ray for its `python` ({found[0].strip()}):"
+            f" install g2is-ray {__version__} on every node, as docs/operations.md says"
+        )
+    if not info.driver_exit_code or info.driver_exit_code < 0:
+        why = (info.message or "no reason is known").splitlines()[0]
+        raise WorkError(f"job {job} failed: {why}; submit it again to go on")
+    return int(info.driver_exit_code)
