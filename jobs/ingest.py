@@ -24,6 +24,7 @@ from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import ExampleSet, write_examples
 from g2is_ray.sources import describe, expand
 from g2is_ray.workspace import Workspace
+from jobs.overlap import find_overlap
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def ingest(session: Session) -> None:
     for name, file in targets.test.items():
         _read(session, f"targets/{name}/test", [file])
         _warn_of_unlike(session.workspace, name)
+    find_overlap(session.workspace)
 
 
 def _read(
