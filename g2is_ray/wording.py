@@ -13,7 +13,8 @@ import unicodedata
 from collections.abc import Sequence
 
 _TAG = re.compile(
-    r"<\|[^|<>]{1,40}\|>|\[/?INST\]|</?(?:s|p|br|b|i|u|em|strong|code|pre|span|div|ul|ol|li|a|h[1-6]"
+    r"(?:<\|(?:im_start|start_header_id)\|>|<start_of_turn>)\s*\w+"
+    r"|<\|[^|<>]{1,40}\|>|\[/?INST\]|</?(?:s|p|br|b|i|u|em|strong|code|pre|span|div|ul|ol|li|a|h[1-6]"
     r"|table|thead|tbody|tr|th|td|blockquote|(?:start|end)_of_turn|<SYS>)(?:\s[^<>]{0,200})?/?>",
     re.IGNORECASE,
 )
