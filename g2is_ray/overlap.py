@@ -75,14 +75,10 @@ class _Passage:
     """A turn of reference rows that is looked for inside of others."""
 
     kind: str  # near or answer
-    words: list[str]
+    words: list[str]  # dropped when its runs are indexed
+    run: int  # words of the runs that it is found by
     rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by set
     prompts: set[str] = field(default_factory=set)  # of an answer: wordings of what it answers
-
-    @property
-    def run(self) -> int:
-        """Words of the runs that it is found by."""
-        return min(_RUN, len(self.words))
 
 
 class Index:
@@ -101,6 +97,8 @@ class Index:
         self._passages = [one for one in passages.values() if len(one.prompts) <= _WRAPPED]
         self._own, self._runs = _runs_of(self._passages)
         self._members = self._groups()
+        for one in self._passages:
+            one.words = []
 
     def _add(
         self, name: str, row: int, turns: _Parsed, passages: dict[tuple[str, str], _Passage]
@@ -118,7 +116,9 @@ class Index:
         for role, text in turns:
             kind, least = ("near", _SHORTEST) if role == "user" else ("answer", _RUN)
             if role in ("user", "assistant") and len(text) >= least:
-                passage = passages.setdefault((kind, wording(text)), _Passage(kind, text))
+                passage = passages.setdefault(
+                    (kind, wording(text)), _Passage(kind, text, min(_RUN, len(text)))
+                )
                 if row not in passage.rows[name][-1:]:
                     passage.rows[name].append(row)
                 if kind == "answer":
