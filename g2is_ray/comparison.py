@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import g2is_ray
+from g2is_ray import contamination
 from g2is_ray.examples import ExampleSet
-from g2is_ray.layout import POOL
+from g2is_ray.layout import OVERLAP, POOL
 from g2is_ray.pages import now, this_machine
 from g2is_ray.report import own_share
 from g2is_ray.selection import read_rows
@@ -49,6 +50,7 @@ class MethodRow:
     sources: float
     cost: Cost
     tune_seconds: float  # of one tuning
+    like_tests: float = 0  # rows of the selection that are like test rows
 
     @property
     def loss(self) -> float:
@@ -77,6 +79,7 @@ class TargetComparison:
     methods: Sequence[MethodRow]
     differences: Mapping[str, Mapping[str, Interval]]  # [a][b]: loss of a less that of b
     overlaps: Mapping[str, Mapping[str, float]]  # [a][b]: share of a's rows that b has as well
+    notes: Sequence[str] = ()  # on test rows in the pool and among target rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,7 @@ class _Pool:
         self.groups = [row["group"] for row in held]
         self.group_rows = Counter(self.groups)
         self.tokens = np.array([row["tokens"] for row in held])
+        self.like_tests = contamination.rows_like_tests_if_compared(workspace)
 
 
 class _Target:
@@ -193,6 +197,7 @@ class _Target:
             base_exact_match=base["exact_match"],
             methods=sorted(rows, key=lambda row: (math.isnan(row.loss), row.loss)),
             differences={a: {b: self._loss_difference(a, b) for b in names} for a in names},
+            notes=contamination.notes(self._workspace, self._target),
             overlaps={a: {b: self._overlap(a, b) for b in names} for a in names},
         )
 
@@ -224,6 +229,7 @@ class _Target:
             sources=fmean(len(one) for one in groups),
             cost=self._costs.of(trials[0].selection),
             tune_seconds=fmean(one["tune_seconds"] for one in receipts),
+            like_tests=fmean(int(self._pool.like_tests[own].sum()) for own in picks),
         )
 
     def _loss_difference(self, ours: str, theirs: str) -> Interval:
@@ -259,7 +265,11 @@ class _Costs:
         todo, seen = [stage], set()
         while todo:
             name = todo.pop()
-            if name not in seen and name != POOL and not name.endswith(("/val", "/test")):
+            if (
+                name not in seen
+                and name not in (POOL, OVERLAP)
+                and not name.endswith(("/val", "/test"))
+            ):
                 seen.add(name)
                 todo += self._stages[name]["inputs"]
         for name in seen - self._known.keys():
@@ -300,6 +310,12 @@ def table(comparison: Comparison) -> str:
                 f"{row.name:24} {row.loss:8.4f} {row.loss_sd:7.4f} {_interval(row.to_reference)} "
                 f"{_share(row.exact_match)} {row.rows:7.0f}"
             )
+        lines += one.notes
+        lines += [
+            f"{row.name}: {row.like_tests:.0f} of its {row.rows:.0f} rows are like test rows"
+            for row in one.methods
+            if row.like_tests
+        ]
     return "\n".join(lines)
 
 

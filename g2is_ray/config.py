@@ -212,6 +212,9 @@ class SelectorSettings:
     """Supervised tokens to select, in place of fraction; 0 means fraction. Supervised, because the
     loss is on those alone, so that selections of equal budgets are taught equally much. Picking
     ends before the first row that does not fit."""
+    allow_overlap: bool = False
+    """Select rows of the pool that are like test rows, too: losses then say what the model knows
+    by heart. Without it such rows are left out; `g2is ingest` says which there are."""
     subtask_field: Text = "subtask"
     """Column of the target's rows that names a row's subtask: less, gist, graph-diverse and
     facility-location take the mean within a subtask and the maximum over subtasks. Without it

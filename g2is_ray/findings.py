@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 import g2is_ray
 from g2is_ray.config import PAPER, WALK, Features, GraphSettings
+from g2is_ray.contamination import notes, rows_like_tests_if_compared
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
 from g2is_ray.layout import BASE, JOINT, score_name, variants_in
@@ -79,12 +81,16 @@ def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> Tar
     val = ExampleSet(workspace, f"targets/{target}/val")
     has_test = workspace.exists(f"targets/{target}/test/receipt.json")
     variants = variants_in(workspace, target)
-    views = [_selection_view(workspace, variants[0], variant, groups) for variant in variants]
+    like_tests = rows_like_tests_if_compared(workspace)
+    views = [
+        _selection_view(workspace, variants[0], variant, groups, like_tests) for variant in variants
+    ]
     return TargetView(
         name=target,
         rows=val.rows,
         test_rows=ExampleSet(workspace, f"targets/{target}/test").rows if has_test else 0,
         groups=Counter(row["group"] for row in val.read_all(["group"])),
+        overlap=notes(workspace, target),
         main=views[0],
         others=views[1:],
         scores=_scores(workspace, target, variants),
@@ -92,7 +98,11 @@ def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> Tar
 
 
 def _selection_view(
-    workspace: Workspace, main: str, variant: str, groups: Sequence[str]
+    workspace: Workspace,
+    main: str,
+    variant: str,
+    groups: Sequence[str],
+    like_tests: NDArray[np.bool_],
 ) -> SelectionView:
     stage = f"selections/{variant}"
     summary = workspace.read_json(f"{stage}/summary.json")
@@ -121,6 +131,7 @@ def _selection_view(
             for record, (text, answer) in zip(records, texts, strict=True)
         ],
         selected_groups=Counter(groups[record["row"]] for record in records),
+        like_tests=int(like_tests[[record["row"] for record in records]].sum()),
     )
 
 

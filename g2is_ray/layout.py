@@ -19,6 +19,7 @@ from g2is_ray.config import Features
 from g2is_ray.workspace import Workspace
 
 POOL, WARMUP, GRADIENTS = "pool", "warmup", "gradients"
+OVERLAP = "overlap"  # of pool, targets and tests
 BASE = "base"  # name of the untuned model's scores
 JOINT = "joint"  # the selection for several targets together
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a target or a method, which folders bear

@@ -104,6 +104,8 @@ class SelectionView:
     """All picks in the order they were made."""
     selected_groups: Mapping[str, int]
     """Selected rows of each source."""
+    like_tests: int = 0
+    """Selected rows that are like test rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,8 @@ class TargetView:
     test_rows: int
     groups: Mapping[str, int]
     """Rows of each source in the target."""
+    overlap: Sequence[str] = ()
+    """Sentences on test rows in the pool and among target rows."""
     main: SelectionView
     others: Sequence[SelectionView] = ()
     scores: Sequence[ModelScore] = ()
@@ -205,6 +209,7 @@ def _section(run: RunView, target: TargetView, points: MapPoints | None) -> dict
     return {
         "target": target,
         "main": main,
+        "leaks": [one for one in selections if one.like_tests],
         "own": own,
         "own_pool_share": _share(run.pool_groups, own),
         "scores": _scores(target.scores, losses["base"]),

@@ -245,11 +245,15 @@ class Workspace(Storage):
         return str(record["fingerprint"])
 
     def extend(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Record that a finished stage has grown, and now is what `settings` make."""
+        """Record that a finished stage has grown, and now is what `settings` make.
+
+        A stage without a record gets one. What was made of the stage as it was before is outdated.
+        """
         index = self._index()
-        earlier = index["stages"][stage]
+        earlier = index["stages"].get(stage, {"inputs": {}, "arguments": {}})
         record = make_record(settings, earlier["inputs"], earlier["arguments"])
-        record["grown_from"] = [*past(earlier), earlier["fingerprint"]]
+        before = [*past(earlier), earlier.get("fingerprint", record["fingerprint"])]
+        record["grown_from"] = [one for one in before if one != record["fingerprint"]]
         index["stages"][stage] = record
         self.write_json(_INDEX, index)
 

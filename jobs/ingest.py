@@ -29,6 +29,7 @@ from g2is_ray.sources import describe, expand, held_out
 from g2is_ray.templates import asks_for_date, identity, today
 from g2is_ray.workspace import Workspace
 from jobs.model import check_base, model_limits
+from jobs.overlap import find_overlap
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def ingest(session: Session) -> None:
     for name, file in targets.test.items():
         _read(session, tokenizer, f"targets/{name}/test", [file])
         _warn_of_unlike(session.workspace, name)
+    find_overlap(session.workspace)
 
 
 def _read(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from g2is_ray.budget import Budget, row_budget, token_budget
 from g2is_ray.config import GraphSettings, SelectorSettings, WalkSettings, as_dict
+from g2is_ray.contamination import rows_like_tests
 from g2is_ray.errors import InputError
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
@@ -56,12 +57,12 @@ def make_selections(session: Session, tasks: Sequence[Task]) -> None:
 
 
 def check_budget(session: Session, name: str) -> None:
-    """Refuse a budget that would be refused after the hours that gradients take."""
+    """Refuse now what would be refused after the hours that gradients take."""
     stage = f"selections/{name}"
     walk, chosen = session.settings(WalkSettings, stage), session.settings(SelectorSettings, stage)
-    _Source(session.workspace, graph_settings(session, name)).budget(
-        walk.fraction, chosen.budget_tokens
-    )
+    source = _Source(session.workspace, graph_settings(session, name))
+    source.budget(walk.fraction, chosen.budget_tokens)
+    source.allowed(chosen)
 
 
 def _begin(session: Session, task: Task) -> bool:
@@ -108,6 +109,26 @@ class _Source:
     def supervised_tokens(self) -> NDArray[np.int64]:
         return self.examples.supervised_tokens()
 
+    @cached_property
+    def like_tests(self) -> NDArray[np.bool_]:
+        """Which rows [n] are like test rows."""
+        return rows_like_tests(self.workspace)
+
+    def allowed(self, chosen: SelectorSettings) -> NDArray[np.bool_]:
+        """Which rows [n] may be selected.
+
+        Raises:
+            InputError: there are none.
+        """
+        if chosen.allow_overlap:
+            return np.ones(self.examples.rows, dtype=bool)
+        if self.like_tests.all():
+            raise InputError(
+                f"all {len(self.like_tests)} rows of the pool are like test rows, so none may be "
+                "selected: take other tests or another pool, or give --allow-overlap"
+            )
+        return ~self.like_tests
+
     def texts(self) -> Iterator[str]:
         return (_text(row["messages"]) for row in self.examples.read_all(["messages"]))
 
@@ -146,10 +167,24 @@ def _select_all(source: _Source, tasks: Sequence[Task]) -> None:
     for task, way in zip(tasks, ways, strict=True):
         began = time.monotonic()
         own = list(itertools.islice(rest, len(way.directions)))
-        budget = source.budget_of(task)
-        picks, summary = way.select(own, usable, budget)
-        summary |= {"unit": budget.unit}
+        budget, free = source.budget_of(task), source.allowed(task.chosen)
+        free &= usable if way.directions and usable is not None else source.supervised_tokens > 0
+        if budget.tokens is None and budget.amount > free.sum():
+            log.warning(
+                "%s: %d rows may be selected, fewer than the budget of %d; %d are like test rows",
+                *(task.stage, free.sum(), budget.amount, source.like_tests.sum()),
+            )
+        picks, summary = way.select(own, free, budget)
+        summary |= {"unit": budget.unit} | _overlap(source, task, picks)
         _commit(source, task.stage, picks, summary, each_pass + time.monotonic() - began)
+
+
+def _overlap(source: _Source, task: Task, picks: Sequence[Pick]) -> dict[str, int]:
+    """How many rows of the pool, and of the selection, are like test rows."""
+    selected = int(source.like_tests[[pick.row for pick in picks]].sum())
+    if selected:
+        log.warning("%s: %d of %d rows are like test rows", task.stage, selected, len(picks))
+    return {"like_tests": int(source.like_tests.sum()), "selected_like_tests": selected}
 
 
 class _ByWalk:
@@ -169,17 +204,16 @@ class _ByWalk:
     def select(
         self,
         products: list[NDArray[np.float32]],
-        usable: NDArray[np.bool_] | None,
+        free: NDArray[np.bool_],
         budget: Budget,
     ) -> Picked:
-        assert usable is not None  # since there are directions
         workspace, stage = self._source.workspace, self._task.stage
         selection = carry_out(
             self._known,
             self._source.x,
             self._source.neighbors,
             products[0],
-            usable,
+            free,
             self._task.walk,
             budget,
             label=stage,
@@ -207,14 +241,13 @@ class _BySelector:
     def select(
         self,
         products: list[NDArray[np.float32]],
-        usable: NDArray[np.bool_] | None,
+        free: NDArray[np.bool_],
         budget: Budget,
     ) -> Picked:
         source, reads = self._source, self._selector.reads
-        if usable is None or not self.directions:
-            usable = source.supervised_tokens > 0
-            products = [np.empty((0, len(usable)), dtype=np.float32) for _ in self._targets]
-        given: dict[str, Any] = {"free": usable}
+        if not self.directions:
+            products = [np.empty((0, len(free)), dtype=np.float32) for _ in self._targets]
+        given: dict[str, Any] = {"free": free}
         if "texts" in reads:
             given["texts"] = source.texts
         if "graph" in reads:

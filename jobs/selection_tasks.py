@@ -19,7 +19,7 @@ from g2is_ray.config import (
     is_own,
 )
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import JOINT, POOL, graph_stage
+from g2is_ray.layout import JOINT, OVERLAP, POOL, graph_stage
 from g2is_ray.methods import ComparisonSettings, Method, methods_of, parse_method, short_name
 from g2is_ray.registry import (
     find,
@@ -74,6 +74,8 @@ class Task:
             found |= {f"targets/{name}/{kind}": kind for name in self.target_weights}
         if "texts" in reads or not reads_features(reads):
             found[POOL] = "ingest"
+        if not self.chosen.allow_overlap:
+            found[OVERLAP] = "ingest"
         if "texts" in reads:
             found |= {f"targets/{name}/val": "ingest" for name in self.target_weights}
         return found
@@ -87,6 +89,7 @@ class Task:
             del facts["fraction"]
         else:
             facts = self._decides_selector(self.selector)
+        facts["allow_overlap"] = self.chosen.allow_overlap
         if not self.follows:
             facts |= amount
         if self.is_joint:

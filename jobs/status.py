@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from g2is_ray.layout import WARMUP, targets_in, variants_in
+from g2is_ray.layout import OVERLAP, WARMUP, targets_in, variants_in
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
 from jobs.session import Session
 
@@ -20,7 +20,8 @@ def status(session: Session) -> None:
 def _in_order(workspace: Workspace) -> list[str]:
     begun = list(workspace.stages())
     targets = targets_in(workspace)
-    stages = ["pool", *(s for s in begun if s.endswith(("/val", "/test"))), "warmup", "gradients"]
+    stages = ["pool", *(s for s in begun if s.endswith(("/val", "/test")) or s == OVERLAP)]
+    stages += ["warmup", "gradients"]
     stages += [f"targets/{name}/gradients" for name in targets]
     stages += [s for s in begun if s.endswith("embeddings")]
     stages += [s for s in begun if s.startswith("graph/")] or ["graph"]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from g2is_ray.contamination import write_overlap
 from g2is_ray.examples import SCHEMA
 from g2is_ray.features import FeatureSet, feature_files
 from g2is_ray.layout import GRAPH_KINDS, graph_stage
@@ -42,7 +43,8 @@ def conversation(rng: np.random.Generator) -> dict:
 def write_rows(held: Workspace, stage: str, part: int, rows: list[dict]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
-    held.write_bytes(f"{stage}/{part_name(part)}.parquet", sink.getvalue().to_pybytes())
+    files = {f"{part_name(part)}.parquet": sink.getvalue().to_pybytes()}
+    held.commit(stage, part_name(part), files, {"rows": len(rows)})
 
 
 def write_features(held: Workspace, stage: str, x: np.ndarray) -> None:
@@ -88,6 +90,7 @@ def make_workspace(folder: Path) -> Workspace:
             for part, own in enumerate(np.split(found, PARTS)):
                 held.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))
         held.conclude(stage, {"rows": ROWS, "parts": PARTS})
+    write_overlap(held)
     return held
 
 

@@ -12,6 +12,7 @@ import pytest
 from selection_workspace import TARGETS, files, make_workspace, selections
 
 from g2is_ray.config import PRESETS, WalkSettings
+from g2is_ray.contamination import write_overlap
 from g2is_ray.features import FeatureSet
 from g2is_ray.layout import graph_stage, score_name, variants_in
 from g2is_ray.rows import ArrayRows
@@ -235,6 +236,7 @@ def grow(held: Workspace) -> None:
         remembered = {"neighbors": 6, "center": center}
         held.begin(graph_stage(center), {}, ["gradients"], remembered, grown="extend")
         held.conclude(graph_stage(center), facts)
+    write_overlap(held)
 
 
 def made_at(held: Workspace, stage: str) -> int:
