@@ -80,7 +80,8 @@ def read_turns(value: Any, place: str) -> Turns:
     """
     rows = _rows(unpack(value))
     if not isinstance(rows, list):
-        raise RowError(f"{place} is {kind(value)}, not a list of messages")
+        remedy = "; write it as JSON" if isinstance(value, str) and "[" in value[:2] else ""
+        raise RowError(f"{place} is {kind(value)}, not a list of messages{remedy}")
     if not rows:
         raise RowError(f"{place} is an empty list")
     turns = Turns()
@@ -146,7 +147,7 @@ def _read(row: Any, place: str, turns: Turns, *, after_call: bool) -> bool:
             turns.messages.append({"role": "assistant", "content": "", "tool_calls": calls})
             turns.supervised.append(trained is not False)
         return True
-    role = _ROLE_OF.get(known, name)
+    role = _ROLE_OF.get(known, "assistant" if known.startswith(("gpt", "chatgpt")) else name)
     more = _further(turn, role, place, turns.ignored)
     content = _content(turn, place, optional="tool_calls" in more)
     says = content.strip() or more.keys() & {"tool_calls", "reasoning_content"}
@@ -220,6 +221,10 @@ def _further(turn: Mapping[str, Any], role: str, place: str, ignored: set[str]) 
     for key, value in turn.items():
         if key in _ROLE_KEYS or key in _CONTENT_KEYS or is_blank(value):
             continue
+        if key == "channel" and value != "final":
+            raise RowError(
+                f"{place} is of the channel {value!a:.40}; put it into reasoning_content"
+            )
         if key in _REFUSED:
             raise RowError(f"{place}.{key} {_REFUSED[key]}")
         if key in _CALLS and role == "assistant":
@@ -230,7 +235,7 @@ def _further(turn: Mapping[str, Any], role: str, place: str, ignored: set[str]) 
                 _put(found, "reasoning_content", text, place)
         elif key in _PASSED:
             found[key] = text_of(value, f"{place}.{key}")
-        elif key not in _TRAINED and key not in _UNTRAINED and key not in _PROVENANCE:
+        elif key not in (*_TRAINED, *_UNTRAINED, "channel") and key not in _PROVENANCE:
             ignored.add(f"the message key {_shown(key)}")
     return found
 

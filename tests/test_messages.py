@@ -108,7 +108,7 @@ def test_answers_in_a_prompt_are_context():
     ("names", "role"),
     [
         (["user", "human", "prompter", "Human", "USER", " user "], "user"),
-        (["assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot", "AI"], "assistant"),
+        (["assistant", "gpt", "chatgpt", "bing", "bard", "model", "AI", "GPT-4"], "assistant"),
         (["system", "developer", "System"], "system"),
         (["tool", "function", "observation", "tool_response"], "tool"),
     ],
@@ -267,6 +267,7 @@ def test_calls_one_after_another_are_one_turn():
         ({"functions": [BARE]}, "defines tools; put them into the column"),
         ({"refusal": "I cannot"}, "refusal holds what the assistant said"),
         ({"images": ["a.png"]}, "images is not text"),
+        ({"channel": "analysis"}, "of the channel 'analysis'; put it into reasoning_content"),
         ({"reasoning": "a", "thinking": "b"}, "reasoning_content under two names, which differ"),
     ],
 )
