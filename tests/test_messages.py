@@ -258,6 +258,14 @@ def test_calls_one_after_another_are_one_turn():
     assert found.messages[1:] == [{"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}]
 
 
+def test_a_call_keeps_what_was_thought_before_it():
+    call = {"role": "tool_call", "content": json.dumps(BARE), "thinking": "Look."}
+    found = conversation({"messages": [ASK, call, {**ANSWER, "weight": ""}]})
+    assert found.messages[1]["reasoning_content"] == "Look."
+    assert found.messages[1]["tool_calls"] == [CALL]
+    assert found.supervised == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
