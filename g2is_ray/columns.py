@@ -24,10 +24,10 @@ _PREFERENCE = ("rejected", "rejected_response", "rejected_messages")
 _LABELS = ("label", "kto_tag")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _THINKING = "enable_thinking"
-_WEIGHTS = ("weight", "loss_mask", "train", "trainable", "loss_scale", "completion_mask")
+_WEIGHTS = ("weight", "loss_mask", "train", "trainable", "loss_scale", "weights")
 _UNUSED = {
     *_WEIGHTS,
-    *("mask", "assistant_masks", "chat_template", "documents", "context"),
+    *("mask", "completion_mask", "assistant_masks", "chat_template", "documents", "context"),
     *("reasoning", "reasoning_content", "thinking", "cot", "rationale"),
 }
 _MEANINGFUL = {

@@ -21,7 +21,8 @@ from g2is_ray.json_rows import BOM, Rows, array_rows, line_rows
 from g2is_ray.sources import HUB, READABLE, SUFFIXES, container, is_remote, one_line
 from g2is_ray.tables import arrow_rows, parquet_rows
 
-_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException)  # what a damaged file raises
+# What a damaged file raises; names of columns may be no text, sizes beyond any memory.
+_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError, MemoryError)
 
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2"}
 _TABLES = {".parquet": "Parquet", ".arrow": "Arrow"}

@@ -6,16 +6,12 @@ selection can be handed back in the schema it came in.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
-import sqlite3
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +23,8 @@ from g2is_ray import conversation, scratch
 from g2is_ray.chat import ChatEncoder
 from g2is_ray.config import ReadSettings
 from g2is_ray.errors import InputError, WorkspaceError
+from g2is_ray.ids import Ids
 from g2is_ray.reading import Example, Rejected, read_examples
-from g2is_ray.sources import clip
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace, part_name
 
 log = logging.getLogger(__name__)
@@ -112,73 +108,6 @@ class ExampleSet:
         return [found[row] for row in wanted.tolist()]
 
 
-class _Ids:
-    """Where each id was first seen; on disk, so that memory does not grow with the pool.
-
-    Many data sets number the rows of each file from 0. An id that another file has already is
-    therefore qualified by its file; one that its own file has already is refused.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._db = sqlite3.connect(str(folder / "ids.sqlite"), isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=OFF")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.execute("BEGIN")
-        self._db.execute(
-            "CREATE TABLE ids (key BLOB PRIMARY KEY, file TEXT, line INTEGER) WITHOUT ROWID"
-        )
-        self._qualified = ""  # file that the log was last told of
-
-    def add(self, own: str, file: str, line: int) -> str:
-        """The id that the row is to have: its own, or `FILE#ID` if another file has that.
-
-        Raises:
-            InputError: the file has the id already.
-            WorkspaceError: the disk is full.
-        """
-        first = self._insert(own, file, line)
-        if first is None:
-            return own
-        if first[0] != file:
-            if file != self._qualified:
-                self._qualified = file
-                log.warning(
-                    "%s: has ids that %s has too; they get the name of the file in front, as in %s",
-                    *(file, first[0], clip(repr(f"{file}#{own}"), 200)),
-                )
-            qualified = f"{file}#{own}"
-            first = self._insert(qualified, file, line)
-            if first is None:
-                return qualified
-        remedy = (
-            "rows without an id of their own are named after their file, so rename it"
-            if own == f"{file}:{line}"
-            else "give every row of a file an id of its own, or none"
-        )
-        raise InputError(
-            f"{file}:{line}: id {clip(repr(own), 100)} was already used at "
-            f"{first[0]}:{first[1]}; {remedy}"
-        )
-
-    def _insert(self, name: str, file: str, line: int) -> tuple[str, int] | None:
-        """File and line that have the id already; None if it is new, and now of this row."""
-        key = hashlib.blake2b(name.encode(), digest_size=16).digest()
-        try:
-            self._db.execute("INSERT INTO ids VALUES (?, ?, ?)", (key, file, line))
-        except sqlite3.IntegrityError:
-            found = self._db.execute("SELECT file, line FROM ids WHERE key = ?", (key,)).fetchone()
-            return str(found[0]), int(found[1])
-        except sqlite3.OperationalError as error:
-            raise WorkspaceError(
-                f"{tempfile.gettempdir()} cannot hold the list of ids: {error}; free some space, "
-                "or set TMPDIR to a larger place, and give the same command again"
-            ) from None
-        return None
-
-    def close(self) -> None:
-        self._db.close()
-
-
 def write_examples(
     workspace: Workspace,
     folder: str,
@@ -212,7 +141,7 @@ def write_examples(
     receipts: list[dict[str, Any]] = []
     first = _first_part(workspace, folder, append)
     with scratch.folder() as temporary:
-        ids = _Ids(temporary)
+        ids = Ids(temporary)
         for part in range(first):
             for row in ExampleSet(workspace, folder).read(part, ["id", "file", "line"]):
                 ids.add(row["id"], row["file"], row["line"])
@@ -262,7 +191,7 @@ def _first_part(workspace: Workspace, folder: str, append: str) -> int:
 
 
 def _checked(
-    items: Iterable[Example | Rejected], ids: _Ids, files: Sequence[str], max_rows: int | None
+    items: Iterable[Example | Rejected], ids: Ids, files: Sequence[str], max_rows: int | None
 ) -> Iterator[Example | Rejected]:
     count = 0
     for item in items:

@@ -80,7 +80,8 @@ def read_turns(value: Any, place: str) -> Turns:
     """
     rows = _rows(unpack(value))
     if not isinstance(rows, list):
-        raise RowError(f"{place} is {kind(value)}, not a list of messages")
+        remedy = "; write it as JSON" if isinstance(value, str) and "[" in value[:2] else ""
+        raise RowError(f"{place} is {kind(value)}, not a list of messages{remedy}")
     if not rows:
         raise RowError(f"{place} is an empty list")
     turns = Turns()
@@ -133,30 +134,32 @@ def _read(row: Any, place: str, turns: Turns, *, after_call: bool) -> bool:
         name = name.decode("utf-8", "replace")
     if not isinstance(name, str) or not name:
         raise RowError(f"{place}.{role_key} is {kind(name)}, not the name of a role")
-    known = name.strip().casefold()
-    if known in _CALLERS:
+    caller = name.strip().casefold()
+    if caller in _CALLERS:
         _, content = _pick(turn, _CONTENT_KEYS, place)
-        calls = calls_of(content, f"{place}, of role {known},")
+        calls = calls_of(content, f"{place}, of role {caller},")
         if not calls:
-            raise RowError(f"{place} is of role {known} and calls nothing")
-        trained = _flag(turn, place)
-        if after_call and turns.supervised[-1] == (trained is not False):
+            raise RowError(f"{place} is of role {caller} and calls nothing")
+        more = _further(turn, "assistant", place, turns.ignored)
+        trained = _flag(turn, place) is not False
+        if after_call and not more and turns.supervised[-1] == trained:
             turns.messages[-1]["tool_calls"] += calls  # called at once
         else:
-            turns.messages.append({"role": "assistant", "content": "", "tool_calls": calls})
-            turns.supervised.append(trained is not False)
+            _put(more, "tool_calls", calls, place)
+            turns.messages.append({"role": "assistant", "content": "", **more})
+            turns.supervised.append(trained)
         return True
-    role = _ROLE_OF.get(known, name)
+    role = _known(name)
     more = _further(turn, role, place, turns.ignored)
     content = _content(turn, place, optional="tool_calls" in more)
     says = content.strip() or more.keys() & {"tool_calls", "reasoning_content"}
-    trained = _flag(turn, place)
+    asked = _flag(turn, place)
     if role == "assistant" and not says:
         turns.ignored.add("assistant turns without text, which are not trained on")
-    if role != "assistant" and trained and is_blank(turn.get("weight")):
+    if role != "assistant" and asked and is_blank(turn.get("weight")):
         turns.ignored.add("training on turns other than the assistant's, which messages ask for")
     turns.messages.append({"role": role, "content": content, **more})
-    turns.supervised.append(role == "assistant" and bool(says) and trained is not False)
+    turns.supervised.append(role == "assistant" and bool(says) and asked is not False)
     return False
 
 
@@ -182,15 +185,19 @@ def _pick(turn: Mapping[str, Any], keys: tuple[str, ...], place: str) -> tuple[s
             raise RowError(f"{place} has no {keys[0]!r} (nor {others})")
         return null[0], None
     first = held[0]
+    same = _known if keys is _ROLE_KEYS else lambda value: value
     for other in held[1:]:
-        if _meaning(turn[first]) != _meaning(turn[other]):
+        if same(turn[first]) != same(turn[other]):
             raise RowError(f"{place} has {first!r} and {other!r}, which differ; remove one")
     return first, turn[first]
 
 
-def _meaning(value: Any) -> Any:
-    """A value, under the usual name where it is that of a role."""
-    return _ROLE_OF.get(value.strip().casefold(), value) if isinstance(value, str) else value
+def _known(role: Any) -> Any:
+    """A role under the name that chat templates know it by; one that is not known as it is."""
+    if not isinstance(role, str):
+        return role
+    name = role.strip().casefold()
+    return _ROLE_OF.get(name, "assistant" if name.startswith(("gpt", "chatgpt")) else role)
 
 
 def _content(turn: Mapping[str, Any], place: str, *, optional: bool) -> str:
@@ -220,6 +227,10 @@ def _further(turn: Mapping[str, Any], role: str, place: str, ignored: set[str]) 
     for key, value in turn.items():
         if key in _ROLE_KEYS or key in _CONTENT_KEYS or is_blank(value):
             continue
+        if key == "channel" and value != "final":
+            raise RowError(
+                f"{place} is of the channel {value!a:.40}; put it into reasoning_content"
+            )
         if key in _REFUSED:
             raise RowError(f"{place}.{key} {_REFUSED[key]}")
         if key in _CALLS and role == "assistant":
@@ -230,7 +241,7 @@ def _further(turn: Mapping[str, Any], role: str, place: str, ignored: set[str]) 
                 _put(found, "reasoning_content", text, place)
         elif key in _PASSED:
             found[key] = text_of(value, f"{place}.{key}")
-        elif key not in _TRAINED and key not in _UNTRAINED and key not in _PROVENANCE:
+        elif key not in (*_TRAINED, *_UNTRAINED, "channel") and key not in _PROVENANCE:
             ignored.add(f"the message key {_shown(key)}")
     return found
 

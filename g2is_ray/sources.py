@@ -95,8 +95,9 @@ def _search(fs: Any, path: str) -> tuple[list[str], bool]:
     except FileNotFoundError:
         if not has_magic(path):
             raise
-        # Where nothing matches, the brackets may be those of a name.
-        matches = fs.glob(path) or fs.glob(path.replace("[", "[[]"))
+        matches = fs.glob(path)
+        if not matches and "[" in path:  # the brackets may be those of a name
+            matches = fs.glob(path.replace("[", "[[]"))
         return [found for found in matches if fs.isfile(found)], True
     if kind != "directory":
         return [path], False

@@ -115,12 +115,14 @@ def text_of(value: Any, place: str) -> str:
 
 
 def flag(value: Any, place: str) -> bool | None:
-    """A yes or no, however it is written; None where it is null.
+    """A yes or no, however it is written; None where it says nothing.
 
     Raises:
         RowError: the value is neither, such as a weight of 0.5.
     """
-    if value is None or isinstance(value, bool):
+    if is_blank(value):
+        return None
+    if isinstance(value, bool):
         return value
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)

@@ -182,6 +182,20 @@ def test_any_broken_parquet_is_rows_or_refused(tmp_path, data):
     read(tmp_path / "pool.parquet", data, format="messages")
 
 
+def arrow(column_rows):
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(column_rows)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@quick
+@given(data=broken(st.lists(st.just(GOOD), min_size=1, max_size=3).map(arrow)))
+def test_any_broken_arrow_file_is_rows_or_refused(tmp_path, data):
+    read(tmp_path / "pool.arrow", data, format="messages")
+
+
 @quick
 @given(row=rows, format=st.sampled_from(list(SCHEMAS)))
 def test_any_row_has_messages_or_a_reason(row, format):

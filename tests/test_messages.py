@@ -108,7 +108,7 @@ def test_answers_in_a_prompt_are_context():
     ("names", "role"),
     [
         (["user", "human", "prompter", "Human", "USER", " user "], "user"),
-        (["assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot", "AI"], "assistant"),
+        (["assistant", "gpt", "chatgpt", "bing", "bard", "model", "AI", "GPT-4"], "assistant"),
         (["system", "developer", "System"], "system"),
         (["tool", "function", "observation", "tool_response"], "tool"),
     ],
@@ -258,6 +258,14 @@ def test_calls_one_after_another_are_one_turn():
     assert found.messages[1:] == [{"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}]
 
 
+def test_a_call_keeps_what_was_thought_before_it():
+    call = {"role": "tool_call", "content": json.dumps(BARE), "thinking": "Look."}
+    found = conversation({"messages": [ASK, call, {**ANSWER, "weight": ""}]})
+    assert found.messages[1]["reasoning_content"] == "Look."
+    assert found.messages[1]["tool_calls"] == [CALL]
+    assert found.supervised == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
@@ -267,6 +275,7 @@ def test_calls_one_after_another_are_one_turn():
         ({"functions": [BARE]}, "defines tools; put them into the column"),
         ({"refusal": "I cannot"}, "refusal holds what the assistant said"),
         ({"images": ["a.png"]}, "images is not text"),
+        ({"channel": "analysis"}, "of the channel 'analysis'; put it into reasoning_content"),
         ({"reasoning": "a", "thinking": "b"}, "reasoning_content under two names, which differ"),
     ],
 )
