@@ -184,12 +184,13 @@ def _date_macro(date: datetime.date) -> str:
     A macro, because transformers gives a template no functions of ours.
     """
     now = datetime.datetime.combine(date, datetime.time())
-    chain = "".join(
-        f"|replace({one!r}, {now.strftime(one)!r})"
-        for one in _DIRECTIVES
-        if now.strftime(one) != one
+    pairs = [(one, now.strftime(one)) for one in _DIRECTIVES]
+    return (
+        "{% macro strftime_now(format) %}{% set now = namespace(text=format) %}"
+        f"{{% for one, value in {pairs!r} %}}"
+        "{% set now.text = now.text | replace(one, value) %}{% endfor %}"
+        "{{ now.text }}{% endmacro %}"
     )
-    return "{% macro strftime_now(format) %}{{ format" + chain + " }}{% endmacro %}"
 
 
 class _explained:  # noqa: N801  reads as a verb in `with`
