@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -86,7 +87,7 @@ class ChatTemplate:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.is_plain = tokenizer.chat_template == PLAIN_TEMPLATE
         self._tokenizer: Any = tokenizer
-        self._prelude = _date_macro(datetime.date.fromisoformat(date or today()))
+        self._date = datetime.date.fromisoformat(date or today())
         sources = tokenizer.chat_template
         text = "\n".join(sources.values()) if isinstance(sources, dict) else str(sources)
         self.tags = sorted(set(_TAG.findall(text)), key=lambda tag: (-len(tag), tag))
@@ -154,7 +155,7 @@ class ChatTemplate:
         if "strftime_now" not in source:
             return source
         # Jinja drops the line break after a block, and the template may begin with its own.
-        return self._prelude + ("\n" if source.startswith("\n") else "") + source
+        return _date_macro(self._date, source) + "\n" * source.startswith("\n") + source
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -178,13 +179,14 @@ def today() -> str:
     return datetime.datetime.now().astimezone().date().isoformat()
 
 
-def _date_macro(date: datetime.date) -> str:
-    """Jinja's text of a `strftime_now` for midnight of `date`.
+@functools.lru_cache
+def _date_macro(date: datetime.date, source: str) -> str:
+    """Jinja's text of a `strftime_now` for midnight of `date`, for what a template's source asks.
 
     A macro, because transformers gives a template no functions of ours.
     """
     now = datetime.datetime.combine(date, datetime.time())
-    pairs = [(one, now.strftime(one)) for one in _DIRECTIVES]
+    pairs = [(one, now.strftime(one)) for one in _DIRECTIVES if one in source]
     return (
         "{% macro strftime_now(format) %}{% set now = namespace(text=format) %}"
         f"{{% for one, value in {pairs!r} %}}"
