@@ -151,7 +151,7 @@ class ChatTemplate:
         name = "rag" if variables.get("documents") and "rag" in templates else None
         if not isinstance(templates, dict):
             name = None
-        source = self._tokenizer.get_chat_template(name, variables.get("tools"))
+        source = self._tokenizer.get_chat_template(name, variables.get("tools") or None)
         if "strftime_now" not in source:
             return source
         # Jinja drops the line break after a block, and the template may begin with its own.
@@ -164,7 +164,8 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str:
     core = json.loads(tokens.backend_tokenizer.to_str()) if tokens.is_fast else {}
     for setting in ("version", "truncation", "padding"):
         core.pop(setting, None)
-    facts = [core, tokens.chat_template or PLAIN_TEMPLATE, tokens.special_tokens_map]
+    template = tokens.chat_template or PLAIN_TEMPLATE
+    facts = [core, template, tokens.special_tokens_map, _end_tokens(tokens)]
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 

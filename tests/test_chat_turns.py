@@ -236,6 +236,7 @@ def test_a_question_that_is_changed_is_counted():
 def test_an_answer_whose_reasoning_is_always_cut_is_supervised_whole():
     answer = "<think>two and two</think>4"
     encoder = encoder_for(CUTS)
+    assert encoder.encode(conversation("2+2?", answer)).altered
     assert supervised(encoder, conversation("2+2?", answer)) == [answer + "<|im_end|>"]
     assert (
         supervised(encoder, conversation("2+2?", answer, "b", answer))
