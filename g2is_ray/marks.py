@@ -12,6 +12,7 @@ from typing import Any
 from g2is_ray.conversation import Message
 from g2is_ray.shapes import content_text, with_content
 
+_EMPTY = re.compile(r"<(\w+)></\1>")
 _NAMES = {"role", "type", "id", "tool_call_id", "name"}  # of things, which templates compare
 _TEXTS_OF_TOOLS = {"description", "name"}
 
@@ -174,9 +175,21 @@ def found_whole(text: str, events: Sequence[Event], places: Sequence[Place]) -> 
             start = opened[event.place] - place.depth
             end = start + len(place.core) if place.depth else event.position
             found = text[start:end]
-            if place.key != "content" or _alike(found, place.core):
+            if place.key != "content" or (
+                _alike(found, place.core) and _has_tags(text, start, end, place)
+            ):
                 whole.add(event.place)
     return whole
+
+
+def _has_tags(text: str, start: int, end: int, place: Place) -> bool:
+    """Whether the tags around a text stand there too, but for those around empty reasoning."""
+    before, after = "".join(place.before.split()), "".join(place.after.split())
+    if _EMPTY.fullmatch(before):
+        before = ""
+    near = len(place.before) + len(place.after) + 64  # a template may write other blanks
+    left, right = text[max(0, start - near) : start], text[end : end + near]
+    return "".join(left.split()).endswith(before) and "".join(right.split()).startswith(after)
 
 
 def _alike(found: str, core: str) -> bool:

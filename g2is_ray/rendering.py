@@ -136,7 +136,9 @@ class Rendering:
                     f"the model's chat template ignores {key} of {where}; remove it, or use a "
                     "template that writes it"
                 )
-        return len(self._whole) < sum(place.core != "" for place in self.places)
+        return any(
+            place.core and number not in self._whole for number, place in enumerate(self.places)
+        )
 
     def _ignores(self, key: str, message: int) -> bool:
         """Whether the key of a turn is lost even if the conversation ends with it."""

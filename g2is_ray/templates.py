@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -86,7 +87,7 @@ class ChatTemplate:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.is_plain = tokenizer.chat_template == PLAIN_TEMPLATE
         self._tokenizer: Any = tokenizer
-        self._prelude = _date_macro(datetime.date.fromisoformat(date or today()))
+        self._date = datetime.date.fromisoformat(date or today())
         sources = tokenizer.chat_template
         text = "\n".join(sources.values()) if isinstance(sources, dict) else str(sources)
         self.tags = sorted(set(_TAG.findall(text)), key=lambda tag: (-len(tag), tag))
@@ -150,11 +151,11 @@ class ChatTemplate:
         name = "rag" if variables.get("documents") and "rag" in templates else None
         if not isinstance(templates, dict):
             name = None
-        source = self._tokenizer.get_chat_template(name, variables.get("tools"))
+        source = self._tokenizer.get_chat_template(name, variables.get("tools") or None)
         if "strftime_now" not in source:
             return source
         # Jinja drops the line break after a block, and the template may begin with its own.
-        return self._prelude + ("\n" if source.startswith("\n") else "") + source
+        return _date_macro(self._date, source) + "\n" * source.startswith("\n") + source
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -163,7 +164,8 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str:
     core = json.loads(tokens.backend_tokenizer.to_str()) if tokens.is_fast else {}
     for setting in ("version", "truncation", "padding"):
         core.pop(setting, None)
-    facts = [core, tokens.chat_template or PLAIN_TEMPLATE, tokens.special_tokens_map]
+    template = tokens.chat_template or PLAIN_TEMPLATE
+    facts = [core, template, tokens.special_tokens_map, _end_tokens(tokens)]
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -178,18 +180,20 @@ def today() -> str:
     return datetime.datetime.now().astimezone().date().isoformat()
 
 
-def _date_macro(date: datetime.date) -> str:
-    """Jinja's text of a `strftime_now` for midnight of `date`.
+@functools.lru_cache
+def _date_macro(date: datetime.date, source: str) -> str:
+    """Jinja's text of a `strftime_now` for midnight of `date`, for what a template's source asks.
 
     A macro, because transformers gives a template no functions of ours.
     """
     now = datetime.datetime.combine(date, datetime.time())
-    chain = "".join(
-        f"|replace({one!r}, {now.strftime(one)!r})"
-        for one in _DIRECTIVES
-        if now.strftime(one) != one
+    pairs = [(one, now.strftime(one)) for one in _DIRECTIVES if one in source]
+    return (
+        "{% macro strftime_now(format) %}{% set now = namespace(text=format) %}"
+        f"{{% for one, value in {pairs!r} %}}"
+        "{% set now.text = now.text | replace(one, value) %}{% endfor %}"
+        "{{ now.text }}{% endmacro %}"
     )
-    return "{% macro strftime_now(format) %}{{ format" + chain + " }}{% endmacro %}"
 
 
 class _explained:  # noqa: N801  reads as a verb in `with`

@@ -23,7 +23,7 @@ class Rendered:
 
     text: str
     spans: list[Span]  # of the supervised turns, in order of the text
-    altered: bool  # a part of some message is left out or changed
+    altered: bool  # the template leaves out or changes a part of some message
     messages: list[Message]  # in the shape that the template takes
 
 
@@ -57,7 +57,7 @@ def _lay_out(template: ChatTemplate, conversation: Conversation) -> Rendered:
     chat = Rendering(template, conversation)
     if cut := chat.cut():
         chat = Rendering(template, conversation, opaque=cut)
-    altered = chat.check()
+    altered = chat.check() or bool(cut)
     turns = _Turns(chat)
     spans = list(turns.spans())
     return Rendered(turns.text, spans, altered, conversation.messages)
@@ -92,10 +92,12 @@ class _Turns:
             first, last = self._chat.first(numbers[0]), self._chat.last(numbers[-1])
             start = bisect.bisect_left(blocks, first, key=lambda block: block[1])
             end = bisect.bisect_right(blocks, last, key=lambda block: block[0])
+            began = self._start(turn, numbers[0])
             if start < end:
-                yield from blocks[start:end]
+                # Some authors mark the header too, which the generation prompt has already.
+                yield from ((max(began, first), last) for first, last in blocks[start:end])
             else:
-                yield self._start(turn, numbers[0]), self._end(turn, numbers[-1])
+                yield began, self._end(turn, numbers[-1])
 
     def _start(self, turn: int, number: int) -> int:
         """Where the turn begins: after the generation prompt, if the text has that there."""

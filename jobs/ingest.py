@@ -203,8 +203,8 @@ def _log_rows(stage: str, receipt: dict[str, Any]) -> None:
     )
     if receipt["altered"]:
         log.warning(
-            "%s: in %d rows the model's chat template leaves out or changes a part of a message, "
-            "such as the reasoning of earlier turns; what it writes is trained on",
+            "%s: in %d rows the model's chat template leaves out or changes a part of a message "
+            "(reasoning, mostly); docs/templates.md says what is trained on",
             *(stage, receipt["altered"]),
         )
 

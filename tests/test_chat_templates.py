@@ -62,6 +62,12 @@ def test_generation_marks_say_what_is_supervised():
     assert supervised(encoder, one) == ["no<|im_end|>\n"]
 
 
+def test_a_header_within_generation_marks_is_not_supervised():
+    header = "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    within = MARKED.replace(header, "").replace("{{ m['content']", header + "{{ m['content']")
+    assert supervised(encoder_for(within), TWO) == ["yes<|im_end|>\n", "no<|im_end|>\n"]
+
+
 def test_a_turn_without_generation_marks_is_found_by_its_text():
     partly = MARKED.replace("{% if m['role'] == 'assistant' %}", "{% if loop.index == 4 %}")
     assert supervised(encoder_for(partly), TWO) == ["yes<|im_end|>", "no<|im_end|>\n"]

@@ -226,6 +226,12 @@ def test_reasoning_that_is_dropped_from_earlier_turns_is_counted():
     assert encoder.encode(dropped).altered
 
 
+def test_a_tag_that_is_dropped_is_counted_unless_it_is_around_nothing():
+    encoder = encoder_for(THINKING)
+    assert encoder.encode(conversation("a", "</think>yes", "b", "no")).altered
+    assert not encoder.encode(conversation("a", "<think>\n</think>yes", "b", "no")).altered
+
+
 def test_a_question_that_is_changed_is_counted():
     template = CHATML.replace(
         "message['content'] +", "message['content'] | replace('long', 'short') +"
@@ -236,6 +242,7 @@ def test_a_question_that_is_changed_is_counted():
 def test_an_answer_whose_reasoning_is_always_cut_is_supervised_whole():
     answer = "<think>two and two</think>4"
     encoder = encoder_for(CUTS)
+    assert encoder.encode(conversation("2+2?", answer)).altered
     assert supervised(encoder, conversation("2+2?", answer)) == [answer + "<|im_end|>"]
     assert (
         supervised(encoder, conversation("2+2?", answer, "b", answer))
