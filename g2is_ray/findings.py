@@ -188,6 +188,7 @@ def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[
                 test_tokens=measured["test_tokens"],
                 exact_match=measured["exact_match"],
                 exact_match_rows=measured["exact_match_rows"],
+                cut_replies=measured.get("cut_replies", 0),  # not counted by earlier versions
             )
         )
     return scores

@@ -20,7 +20,7 @@ from g2is_ray.batches import batches_by_length
 from g2is_ray.chat import IGNORED, ChatEncoder
 from g2is_ray.errors import InputError
 
-_PROBE_TOKENS = 2  # of the prompt that the ways to decode are compared on
+_PROBE_TOKENS = (2, 64)  # of a prompt, that the ways to decode are compared on
 _PROBE_STEPS = 3
 _TOLERANCE = 1e-3  # relative, between logits with and without a cache; rounding stays below it
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")  # names of learned position embeddings
@@ -35,6 +35,7 @@ class Reply:
 
 
 _Way = Literal["padded", "of one length", "alone", "plain"]
+_WAYS: tuple[_Way, ...] = ("padded", "of one length", "alone", "plain")
 """Which prompts are decoded together, from fast to slow; `plain` is the loop without a cache."""
 
 
@@ -65,15 +66,15 @@ class GreedyWriter:
         self._pad_id = pad_id if pad_id is not None and pad_id < embeddings.num_embeddings else 0
         quantized = getattr(lm, "is_quantized", False)
         dtype = torch.bfloat16 if quantized else embeddings.weight.dtype
-        self._rounding = 16 * torch.finfo(dtype).eps
+        self._rounding = 4 * torch.finfo(dtype).eps
         self._positions = _learned_positions(lm)
 
     @torch.no_grad()
     def replies(self, prompts: Sequence[list[int]]) -> list[Reply]:
         """One reply per prompt, in their order."""
         written = {i: Reply("", cut=True) for i in range(len(prompts))}
-        if prompts:
-            way = self._way(prompts)
+        if fitting := [prompt for prompt in prompts if len(prompt) < self._positions]:
+            way = self._way(fitting)
             for room, batch in self._batches(prompts, way):
                 write = self._plain if way == "plain" else self._fast
                 new_bk = write([prompts[i] for i in batch], room)
@@ -138,17 +139,23 @@ class GreedyWriter:
     def _way(self, prompts: Sequence[list[int]]) -> _Way:
         """The fastest way to decode that gives the plain loop's logits.
 
-        Compared on the first tokens of a prompt, because padding shows the more in a state the
-        less follows it, beside a text as long as the longest prompt and its reply.
+        Compared on two beginnings of a prompt, beside a text as long as the longest prompt and
+        its reply: padding shows the more in a state the less follows it, and another rotary
+        scaling the more the more text there is.
         """
-        start = min(prompts, key=len)[:_PROBE_TOKENS]
+        shortest, longest = min(prompts, key=len), max(prompts, key=len)
+        most = self._positions - _PROBE_STEPS  # of a text, so that the steps have positions
+        starts = [shortest[: min(count, most)] for count in _PROBE_TOKENS]
+        width = max(min(len(longest) + self._max_new_tokens, most), *map(len, starts))
+        text = [*itertools.islice(itertools.cycle(longest), width)]
+        ways = [self._way_after(start, text) for start in starts]
+        return max(ways, key=_WAYS.index)
+
+    def _way_after(self, start: list[int], text: list[int]) -> _Way:
         plain_kv = torch.stack([*itertools.islice(self._plain_logits(start), _PROBE_STEPS)])
         noise = _difference(self._fast_logits([start]), plain_kv)
-        if not noise <= max(_TOLERANCE, self._rounding):
+        if not noise <= max(_TOLERANCE, 4 * self._rounding):
             return "plain"
-        longest = max(prompts, key=len)
-        width = min(len(longest) + self._max_new_tokens, self._positions) - _PROBE_STEPS
-        text = [*itertools.islice(itertools.cycle(longest), max(width, len(start)))]
         beside: dict[_Way, list[int]] = {"padded": text, "of one length": text[-len(start) :]}
         for way, other in beside.items():
             error = _difference(self._fast_logits([start, other]), plain_kv)

@@ -45,6 +45,8 @@ class ModelScore:
     exact_match: float | None
     """Share in [0, 1]; None when the rows carry no answer."""
     exact_match_rows: int
+    cut_replies: int = 0
+    """Replies that reached max_new_tokens before their turn's end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,3 +176,9 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
         own = [receipt for trial, receipt in receipts.items() if trial.stage == stage]
         seconds = round(sum(receipt["seconds"] for receipt in own), 3)
         session.workspace.conclude(stage, {"trials": len(own), "seconds": seconds})
+        if cut := sum(receipt.get("cut_replies", 0) for receipt in own):
+            log.warning(
+                "%s: %d of %d replies reach max_new_tokens before they end, so their answers may "
+                "be missing; raise max_new_tokens",
+                *(stage, cut, sum(receipt["exact_match_rows"] for receipt in own)),
+            )

@@ -109,6 +109,13 @@ def test_several_seeds_are_averaged_and_one_is_said_to_be_one():
     assert "One seed is one seed" in Page(render(run(), [target()], None)).text
 
 
+def test_replies_that_were_cut_are_counted():
+    scores = [score("base", "base", 2.0, cut_replies=37), score("s", "selection", 1.9)]
+    text = Page(render(run(), [target(scores=scores)], None)).text
+    assert text.count("cut at the longest reply") == 1
+    assert "of 120, 37 cut at the longest reply" in text
+
+
 def test_unequal_training_tokens_are_pointed_out():
     text = Page(render(run(), [target()], None)).text
     assert "12,345 supervised tokens (selection) against 9,272 (random)" in text

@@ -3,13 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from g2is_ray.config import LoraSettings, ModelSettings, WarmupSettings, as_dict
+import jobs.gradients
+from g2is_ray.config import (
+    ExecutionSettings,
+    LoraSettings,
+    ModelSettings,
+    ReadSettings,
+    WarmupSettings,
+    as_dict,
+)
 from g2is_ray.workspace import Workspace
 
 WARMUP = ["warmup", "--workspace", "ws"]
@@ -136,3 +145,25 @@ def test_a_run_refuses_a_missing_folder_before_it_reads_the_pool(refused, tiny_m
     )
     assert sentence.startswith("nowhere does not exist; warmup_from takes")
     assert {path.name for path in Path("ws").iterdir()} == {"events.jsonl", ".lock"}
+
+
+def test_a_taken_adapter_is_measured_before_gradients_are(
+    g2is, ingest, checkpoint, tiny_model, monkeypatch
+):
+    """By the actor that a worker would run, here in this process."""
+
+    def inline(session, items, label, actor, arguments, workers):
+        return {item: actor(**arguments).process(item) for item in items}
+
+    ingest()
+    g2is(*WARMUP, "--warmup-from", checkpoint("a"))
+    monkeypatch.setattr(jobs.gradients, "finish_parts", inline)
+    session = SimpleNamespace(workspace=Workspace("ws"), execution=ExecutionSettings())
+    given = session, ModelSettings(model=tiny_model), ReadSettings(max_tokens=64)
+    jobs.gradients._check_import(*given, receipt())
+    losses = json.loads(Path("ws/warmup/losses.json").read_text())
+    assert losses["rows"] == 32
+    said = []
+    monkeypatch.setattr(jobs.gradients.log, "warning", lambda form, *rest: said.append(form % rest))
+    jobs.gradients._check_import(*given, receipt() | {"train_loss": losses["tuned"] / 2})
+    assert f"that its base, {tiny_model}, is the model here, {tiny_model}" in said[0]
