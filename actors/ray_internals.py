@@ -15,6 +15,9 @@ from typing import Any
 import grpc
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import ray_constants, services, utils
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.worker import global_worker
@@ -69,6 +72,14 @@ def read_authentication_again() -> None:
     """Have Ray look at RAY_AUTH_MODE and at its token again: it keeps what it read first."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def use_token_if_there() -> None:
+    """Use the token of this machine if there is one and RAY_AUTH_MODE is unset.
+
+    `ray.init` does so for the address `auto`, not for the HOST:PORT that this stands for.
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def note_address(folder: str) -> None:
