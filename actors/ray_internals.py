@@ -132,16 +132,6 @@ def has_autoscaler_v2() -> bool:
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
-def gcs_address() -> str:
-    """The address of the cluster that this process has joined."""
-    return str(_gcs().address)
-
-
-def is_local() -> bool:
-    """Whether this process works for a Ray that listens on the loopback interface only."""
-    return gcs_address().startswith(("127.", "[::1]"))
-
-
 def cluster_status() -> Any:
     """A GetClusterStatusReply: demands, pending machines, failed launches; no public call says."""
     messages: Any = autoscaler_pb2  # typed at run time
