@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import grpc
 import ray
+from ray.exceptions import AuthenticationError
 
 from actors import ray_internals
 from g2is_ray.errors import SettingError, WorkError
@@ -95,19 +96,24 @@ def check(address: str) -> None:
         ) from None
     try:
         versions = ray_internals.cluster_versions(reached, _ANSWER_SECONDS)
+    except AuthenticationError:  # there is no token to send
+        raise _refused_token(named) from None
     except grpc.RpcError as error:
         if ray_internals.is_refused_token(error):
-            raise WorkError(
-                f"the cluster at {named} does not accept the token of this machine: set "
-                "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or "
-                "RAY_AUTH_TOKEN"
-            ) from None
+            raise _refused_token(named) from None
         raise WorkError(
             f"what answers at {named} is no Ray cluster, or one that is going down: check host and "
             "port"
         ) from None
     if problem := versions_problem(versions):
         raise WorkError(f"the cluster at {named} {problem}")
+
+
+def _refused_token(named: str) -> WorkError:
+    return WorkError(
+        f"the cluster at {named} does not accept the token of this machine: set "
+        "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
 
 
 def versions_problem(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import ray
 
 from actors import address as addresses
-from actors import local_ray, ray_internals
+from actors import local_ray, machine, ray_internals
 from g2is_ray.config import ExecutionSettings
-from g2is_ray.errors import WorkError
+from g2is_ray.errors import SettingError, WorkError
 
 _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where processes share CPUs
@@ -28,14 +28,19 @@ def connected(address: str) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start one on this machine, for the `with` block.
 
     Raises:
-        SettingError: the address is none.
+        SettingError: the address is none, or variables of authentication cannot be meant.
         WorkError: there is no cluster at the address, or Ray cannot start here.
     """
+    if problem := machine.authentication_problem(os.environ):
+        raise SettingError(problem)
+    is_automatic = address.strip() == "auto"
     address = addresses.chosen(address, os.environ)
     if address == addresses.LOCAL:
         with local_ray.started(_WORKER_ENVIRONMENT):
             yield
         return
+    if is_automatic:
+        ray_internals.use_token_if_there()
     ray_internals.read_authentication_again()
     addresses.check(address)
     try:

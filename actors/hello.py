@@ -14,7 +14,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors import ray_internals
 from actors.shared import SharedWorkspace
 from g2is_ray import __version__
 from g2is_ray.errors import WorkError
@@ -54,9 +53,14 @@ def hello(_: Any, workspace: SharedWorkspace | None, uses_gpu: bool = False) -> 
         "node_id": ray.get_runtime_context().get_node_id(),
         "host": host,
         "code": own_code(),
-        "is_local": ray_internals.is_local(),
+        "is_local": _is_local(),
         "gpu": gpu_problem() if uses_gpu else "",
     }
+
+
+def _is_local() -> bool:
+    """Whether this process works for a Ray that listens on the loopback interface only."""
+    return ray.get_runtime_context().gcs_address.startswith(("127.", "[::1]"))
 
 
 def gpu_problem() -> str:
@@ -125,7 +129,7 @@ def check_nodes(num_cpus: int, num_gpus: int) -> None:
     Raises:
         WorkError: a node has other code, or a GPU that torch cannot use.
     """
-    if ray_internals.is_local() and not num_gpus:
+    if _is_local() and not num_gpus:
         return  # this machine, with this code
     request = {"CPU": num_cpus, "GPU": num_gpus}
     _check_nodes(

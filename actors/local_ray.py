@@ -51,7 +51,8 @@ def started(environment: Mapping[str, str]) -> Iterator[None]:
     """
     place = _place_for_files()
     _check_limits()
-    _check_authentication()
+    if hook := os.environ.get("RAY_RUNTIME_ENV_HOOK"):
+        log.warning("RAY_RUNTIME_ENV_HOOK (%s) is ignored: Ray is this run's own", hook)
     with contextlib.ExitStack() as at_end:
         folder = at_end.enter_context(scratch.folder(place, machine.FOLDER_PREFIX))
         # Inherited, so that Ray's idle processes fit; with a runtime_env each is started again.
@@ -151,14 +152,6 @@ def _pids_of_container() -> tuple[int, int] | None:
     return None
 
 
-def _check_authentication() -> None:
-    problem = machine.authentication_problem(os.environ)
-    if problem:
-        raise WorkError(problem)
-    if hook := os.environ.get("RAY_RUNTIME_ENV_HOOK"):
-        log.warning("RAY_RUNTIME_ENV_HOOK (%s) is ignored: Ray is this run's own", hook)
-
-
 def _token() -> dict[str, str]:
     """A token for this run alone, where Ray can neither read nor write the user's."""
     mode = os.environ.get("RAY_AUTH_MODE", "").strip().lower()
@@ -179,7 +172,7 @@ def _token() -> dict[str, str]:
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """The process's environment with `variables`, without what is unset, for the `with` block."""
     before = dict(os.environ)
-    blank = [n for n in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN") if not os.environ.get(n, "x").strip()]
+    blank = [name for name in machine.AUTHENTICATION if not os.environ.get(name, "x").strip()]
     for name in (*_UNSET, *blank):
         os.environ.pop(name, None)
     os.environ.update(variables)

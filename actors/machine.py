@@ -31,6 +31,9 @@ OPEN_FILES = 1024
 OWN_THREADS, THREADS_PER_CPU = 500, 30
 """Threads of Ray's own processes on a machine, measured as 400, and of a worker for each CPU."""
 
+AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Environment variables of which blanks count as unset; Ray takes some for no authentication."""
+
 _AUTH_MODES = ("token", "disabled", "k8s")
 
 

@@ -12,7 +12,6 @@ import ray
 from actors.ray_internals import (
     autoscaler_v1_report,
     cluster_status,
-    gcs_address,
     has_autoscaler_v2,
 )
 
@@ -46,7 +45,7 @@ def missing_markets() -> set[str]:
     one, what it said is remembered, because it takes some seconds to answer.
     """
     if _names_refusals():
-        return _refused_by(gcs_address())
+        return _refused_by(ray.get_runtime_context().gcs_address)
     return {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
 
 

@@ -15,6 +15,9 @@ from typing import Any
 import grpc
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import ray_constants, services, utils
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.worker import global_worker
@@ -71,6 +74,14 @@ def read_authentication_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def use_token_if_there() -> None:
+    """Use the token of this machine if there is one and RAY_AUTH_MODE is unset.
+
+    `ray.init` does so for the address `auto`, not for the HOST:PORT that this stands for.
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def note_address(folder: str) -> None:
     """Write the address of the Ray that was started into `folder`, where its processes look.
 
@@ -119,16 +130,6 @@ def is_refused_token(error: grpc.RpcError) -> bool:
 def has_autoscaler_v2() -> bool:
     """Whether the cluster's autoscaler is the one that says what it cannot bring."""
     return bool(is_autoscaler_v2(fetch_from_server=True))
-
-
-def gcs_address() -> str:
-    """The address of the cluster that this process has joined."""
-    return str(_gcs().address)
-
-
-def is_local() -> bool:
-    """Whether this process works for a Ray that listens on the loopback interface only."""
-    return gcs_address().startswith(("127.", "[::1]"))
 
 
 def cluster_status() -> Any:

@@ -154,3 +154,16 @@ def test_other_versions_are_named_both(head):
 def test_a_token_that_is_not_accepted_is_named(head):
     with pytest.raises(WorkError, match="does not accept the token of this machine"):
         address.check(head(token="Bearer x"))
+
+
+def test_a_token_that_this_machine_lacks_is_named(head, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    ray_internals.read_authentication_again()
+    try:
+        with pytest.raises(WorkError, match="does not accept the token of this machine"):
+            address.check(head(token="Bearer x"))
+    finally:
+        monkeypatch.undo()
+        ray_internals.read_authentication_again()

@@ -2,13 +2,18 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
+
+from actors import machine
+from g2is_ray import scratch
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +29,18 @@ with connected("local"):
     gcs = ray.get_runtime_context().gcs_address
     dashboard = ray._private.worker.global_worker.node.webui_url
     print(json.dumps({"listening": listening, "gcs": gcs, "dashboard": dashboard}), flush=True)
+    input()
+"""
+
+HOSTILE = """
+import json, os, resource, sys
+from actors.cluster import connected
+with connected("  "):
+    import ray
+    folder = os.environ["RAY_TMPDIR"]
+    ray.get(ray.remote(lambda: 1).remote())
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    print(json.dumps({"folder": folder, "open_files": limit}), flush=True)
     input()
 """
 
@@ -106,3 +123,39 @@ def test_the_dashboard_answers_with_the_token_alone(local, token):
     headers = {"Authorization": f"Bearer {token}"}
     with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as answer:
         assert answer.status == 200
+
+
+def test_a_hostile_environment_is_put_up_with_and_a_kill_leaves_what_the_next_removes(tmp_path):
+    """A long temporary folder, no home, a proxy, a hook, a blank address and few open files."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    (tmp_path / "home").touch()
+    own = environment(
+        tmp_path / "home",
+        TMPDIR=str(long),
+        RAY_ADDRESS=" ",
+        RAY_RUNTIME_ENV_HOOK="nobody.knows.it",
+        http_proxy="http://127.0.0.1:9",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", HOSTILE],
+        cwd=ROOT,
+        env=own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        ),
+    ) as driver:
+        said = json.loads(driver.stdout.readline())
+        started = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+    folder = Path(said["folder"])
+    assert folder.name.startswith(machine.FOLDER_PREFIX)
+    assert said["open_files"] > 256
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
+    assert folder.stat().st_mode & 0o077 == 0
+    with scratch.folder(folder.parent, machine.FOLDER_PREFIX):
+        assert not folder.exists()
