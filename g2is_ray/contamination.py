@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _RULES = 1  # raised when other rows are found to be alike
 _BLOCK_ROWS = 1024  # of the pool that are compared at once, which bounds memory
 _EXAMPLES = 3
+_MATCHES = f"{OVERLAP}/matches.jsonl"
 _WAYS = {
     "row": "word for word",
     "prompt": "with another answer",
@@ -63,7 +64,7 @@ def _compared(workspace: Workspace, sets: Sequence[str]) -> dict[str, Any]:
 def _is_current(workspace: Workspace) -> bool:
     receipt = workspace.receipt(OVERLAP)
     now = _compared(workspace, _reference_sets(workspace))
-    return receipt is not None and receipt["compared"] == now
+    return receipt is not None and receipt.get("compared") == now
 
 
 def _compare(workspace: Workspace, sets: Sequence[str], compared: Mapping[str, Any]) -> None:
@@ -98,7 +99,7 @@ def _of_pool(
         name = part_name(part)
         of = references | {"part": workspace.held(POOL, name, f"{name}.parquet")["sha256"]}
         done = workspace.receipt(OVERLAP, name)
-        if done is None or done["compared"] != of:
+        if done is None or done.get("compared") != of:
             matches = list(_of_part(pool, part, index))
             lines = "".join(json.dumps(match) + "\n" for match in matches)
             files = {f"{name}.jsonl": lines.encode()}
@@ -180,7 +181,10 @@ def overlaps(workspace: Workspace) -> list[Overlap]:
     """
     if not _is_current(workspace):
         return []
-    every = [Overlap(**pair) for pair in workspace.piece(OVERLAP, STAGE_RECEIPT)["pairs"]]
+    try:
+        every = [Overlap(**pair) for pair in workspace.piece(OVERLAP, STAGE_RECEIPT)["pairs"]]
+    except (KeyError, TypeError):
+        raise workspace.damaged(f"{OVERLAP}/{STAGE_RECEIPT}.json") from None
     known = [one for one in every if one.set == POOL or _is_first(one)]
     return sorted(known, key=lambda one: (not one.is_of_tests, one.set != POOL, one.of, one.set))
 
@@ -237,8 +241,11 @@ def rows_like_tests(workspace: Workspace) -> NDArray[np.bool_]:
             f"--workspace {workspace.url}` first"
         )
     alike = np.zeros(workspace.require(POOL, "ingest")["rows"], dtype=bool)
-    for line in workspace.read_bytes(f"{OVERLAP}/matches.jsonl").splitlines():
-        match = json.loads(line)
-        if match["set"] == POOL and match["of"].endswith("/test"):
-            alike[match["row"]] = True
+    try:
+        for line in workspace.read_bytes(_MATCHES).splitlines():
+            match = json.loads(line)
+            if match["set"] == POOL and match["of"].endswith("/test"):
+                alike[match["row"]] = True
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise workspace.damaged(_MATCHES) from None
     return alike

@@ -86,6 +86,18 @@ def plain(text: str) -> str:
     return text.translate({0x2212: "-", 0xD7: "x", 0x202F: " "})
 
 
+def test_test_rows_in_pool_and_selections_are_said_beside_the_losses():
+    told = "3 of the 200 test rows of math are in the pool: 3 word for word."
+    one = target(notes=[told])
+    clean = text_of(comparison(one))
+    assert f"Overlap: {told} Losses" in clean
+    assert "learned by heart" not in clean
+    leaky = [dataclasses.replace(row, like_tests=2.0) for row in one.methods if row.name == "walk"]
+    rest = [row for row in one.methods if row.name != "walk"]
+    text = text_of(comparison(dataclasses.replace(one, methods=[*leaky, *rest])))
+    assert "2 of the 87 rows of walk are like test rows: its losses show what the model" in text
+
+
 def test_the_result_is_a_plain_sentence():
     text = text_of(comparison())
     assert "The method with the lowest mean loss is walk : 1.1234 over 3 seeds" in text
