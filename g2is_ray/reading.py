@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
 from g2is_ray import schemas
 from g2is_ray.conversation import Conversation, Message
 from g2is_ray.errors import InputError
+from g2is_ray.remote import open_url
 from g2is_ray.schemas import MAX_ROW_BYTES, RowError
 from g2is_ray.sources import HUB, READABLE, SUFFIXES, clip, container, is_remote, one_line
 
@@ -151,7 +151,7 @@ def _rows(file: str) -> _Rows:
     if suffix not in SUFFIXES:
         raise InputError(f"{file}: is not a readable file; readable are {READABLE}")
     try:
-        fs, path = url_to_fs(file)
+        fs, path = open_url(file)
         with fs.open(path, "rb") as raw:
             if suffix == ".parquet":
                 yield from _parquet_rows(raw)

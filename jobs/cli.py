@@ -28,6 +28,7 @@ from g2is_ray.config import (
     ModelSettings,
     PoolSettings,
     ReadSettings,
+    RedoSettings,
     SeedSettings,
     SelectorSettings,
     TargetSettings,
@@ -43,7 +44,7 @@ from g2is_ray.methods import CompareSettings, ComparisonSettings
 
 log = logging.getLogger(__name__)
 
-_INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings)
+_INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, RedoSettings)
 _RUN = (
     *_INGEST,
     LoraSettings,
@@ -58,6 +59,7 @@ _RUN = (
     EvaluateSettings,
     ExecutionSettings,
 )
+_LATER = (ModelSettings, RedoSettings)  # of stages that load the pool's model again
 
 
 @dataclass(frozen=True)
@@ -75,22 +77,22 @@ COMMANDS = {
     "ingest": Command("jobs.ingest:ingest", _INGEST, "read pool and targets"),
     "warmup": Command(
         "jobs.warmup:warm_up",
-        (LoraSettings, WarmupSettings, SeedSettings, ExecutionSettings),
+        (*_LATER, LoraSettings, WarmupSettings, SeedSettings, ExecutionSettings),
         "warm up the adapter",
     ),
     "gradients": Command(
         "jobs.gradients:gradients",
-        (TargetSettings, GradientSettings, SeedSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, GradientSettings, SeedSettings, ExecutionSettings),
         "gradients of pool and targets",
     ),
     "embeddings": Command(
         "jobs.embeddings:embeddings",
-        (TargetSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, ExecutionSettings),
         "embeddings of pool and targets, for rds and --features embeddings",
     ),
     "graph": Command(
         "jobs.graph:graph",
-        (GraphSettings, ComparisonSettings, ExecutionSettings),
+        (GraphSettings, ComparisonSettings, ExecutionSettings, RedoSettings),
         "the kNN graph of gradients or embeddings",
     ),
     "select": Command(
@@ -103,22 +105,24 @@ COMMANDS = {
             JointSettings,
             ComparisonSettings,
             SeedSettings,
+            RedoSettings,
         ),
         "select rows of the pool for each target",
     ),
     "tune": Command(
         "jobs.tune:tune",
-        (TargetSettings, LoraSettings, TuneSettings, SeedSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, LoraSettings, TuneSettings, SeedSettings, ExecutionSettings),
         "tune an adapter on each selection",
     ),
     "evaluate": Command(
         "jobs.evaluate:evaluate",
-        (TargetSettings, EvaluateSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, EvaluateSettings, ExecutionSettings),
         "test loss and exact match of base and tuned models",
     ),
     "compare": Command(
         "jobs.compare:compare",
         (
+            *_LATER,
             TargetSettings,
             CompareSettings,
             GraphSettings,
@@ -151,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     _quiet_libraries(debug)
     try:
-        return _run(command, given)
+        return _run(command, given, arguments or sys.argv[1:])
     except G2isError as error:
         if debug:
             raise
@@ -180,7 +184,7 @@ def _quiet_libraries(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
 
 
-def _run(command: str, given: dict[str, Any]) -> int:
+def _run(command: str, given: dict[str, Any], line: Sequence[str]) -> int:
     if command == "walk":
         from jobs.walk import walk_arrays
 
@@ -201,6 +205,7 @@ def _run(command: str, given: dict[str, Any]) -> int:
         from jobs.submit import submit
 
         return submit(workspace, values, wait=wait)
+    from jobs.redo import redo
     from jobs.session import Session
 
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
@@ -208,8 +213,10 @@ def _run(command: str, given: dict[str, Any]) -> int:
     spec = COMMANDS[command]
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
-    opened = Session(workspace, values)
+    opened = Session(workspace, values, line)
     with opened.writing(command) if spec.writes else opened.reading() as session:
+        if command != "run":  # which checks more before anything is removed
+            redo(session)
         job(session)
     return 0
 
@@ -320,6 +327,7 @@ def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -
         options |= {"action": _Named, "metavar": metavar}
     elif kind is tuple:
         options |= {"nargs": "+", "metavar": name.upper()}
+        options |= {"action": "extend"} if name == "redo" else {}
     else:
         options["metavar"] = _choices(field) or name.upper()
     parser.add_argument(flag(name), **options)

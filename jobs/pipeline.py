@@ -12,6 +12,7 @@ from jobs.evaluate import evaluate
 from jobs.gradients import gradients
 from jobs.graph import graph, graph_settings
 from jobs.ingest import ingest
+from jobs.redo import redo
 from jobs.report import report
 from jobs.selection import check_budget, select_rows
 from jobs.selection_tasks import check_selectors, features_read, selection_names
@@ -39,6 +40,7 @@ def run(session: Session) -> None:
     require_faiss()
     check_folders(session)
     check_selectors(session)
+    redo(session)
     for stage in stages(session):
         began = time.monotonic()
         stage(session)
