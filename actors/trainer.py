@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from actors.hello import check_nodes
 from actors.ray_internals import interruptible_trainer
 from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, TrainingPlan
-from g2is_ray.errors import G2isError, WorkError
+from g2is_ray.errors import G2isError, MissingError, WorkError, WorkspaceError
 from g2is_ray.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own
+_NAMED = re.compile(r'"checkpoint_dir_name": "((?:[^"\\]|\\.)*)"')
 _RESTARTS = 3  # of a training whose workers fail; a restart goes on from the last checkpoint
 
 
@@ -39,10 +43,12 @@ def train(
         G2isError: model, adapter or rows cannot be used.
         WorkError: the workers failed too often, or nodes cannot train: see `check_nodes`.
     """
-    file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
     run_name = stage.replace("/", "-").replace("@", "-vs-")
-    if not workspace.names(stage):  # new, or removed to be made anew: not from what was before
-        workspace.remove(f"{_CHECKPOINTS}/{run_name}")
+    own = f"{_CHECKPOINTS}/{run_name}"
+    # One that is new, or removed to be made anew, does not go on from what was before.
+    if not workspace.names(stage) or not _names_own_checkpoints(workspace, own):
+        workspace.remove(own)
+    file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
     check_nodes(share.num_cpus, share.num_gpus)
     trainer = interruptible_trainer(
         train_loop_per_worker=_train_on_worker,
@@ -83,6 +89,21 @@ def train(
         raise WorkError(f"{stage}: training ended without an adapter; start it again")
     workspace.remove(f"{_CHECKPOINTS}/{run_name}")
     return receipt
+
+
+def _names_own_checkpoints(workspace: Workspace, folder: str) -> bool:
+    """Whether Ray Train's record of a training names checkpoints in its folder, and no others.
+
+    Ray Train removes what its record names, and the workspace may be from anybody.
+    """
+    try:
+        text = workspace.read_bytes(f"{folder}/{_RECORD}").decode()
+        names = _NAMED.findall(json.dumps(json.loads(text)))
+    except MissingError:
+        return True
+    except (WorkspaceError, ValueError, RecursionError):
+        return False
+    return all(re.fullmatch(r"checkpoint_[\w.-]+", name) for name in names)
 
 
 def _reason(error: BaseException) -> str:

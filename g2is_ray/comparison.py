@@ -14,13 +14,13 @@ import numpy as np
 import g2is_ray
 from g2is_ray import contamination
 from g2is_ray.examples import ExampleSet
-from g2is_ray.layout import OVERLAP, POOL
+from g2is_ray.layout import OVERLAP, POOL, model_name
 from g2is_ray.pages import now, this_machine
 from g2is_ray.report import own_share
 from g2is_ray.selection import read_rows
 from g2is_ray.significance import Interval, paired_interval
 from g2is_ray.trials import Trial, read_scores
-from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from g2is_ray.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def collect(
         pool_tokens=pool_tokens,
         seeds=seeds,
         reference=reference,
-        model=stages[POOL]["settings"]["model"],
+        model=model_name(stages),
         settings=_common(stages[one.stage]["settings"] for one in first_trials),
         version=g2is_ray.__version__,
         created=now(),
@@ -271,7 +271,7 @@ class _Costs:
                 and not name.endswith(("/val", "/test"))
             ):
                 seen.add(name)
-                todo += self._stages[name]["inputs"]
+                todo += self._stages.get(name, {}).get("inputs", ())
         for name in seen - self._known.keys():
             self._known[name] = _stage_cost(self._workspace, name)
         costs = [self._known[name] for name in sorted(seen)]
@@ -283,13 +283,14 @@ class _Costs:
 
 
 def _stage_cost(workspace: Workspace, stage: str) -> Cost:
-    seconds = workspace.read_json(f"{stage}/{STAGE_RECEIPT}.json")["seconds"]
+    seconds = workspace.read_receipt(stage)["seconds"]
     stored, on_gpu = 0, False
     for name in workspace.names(stage):
         receipt = workspace.read_json(f"{stage}/{name}") if name.endswith(".json") else None
         if isinstance(receipt, dict):
-            stored += sum(held["bytes"] for held in receipt.get("files", {}).values())
-            on_gpu |= receipt.get("device") == "cuda"
+            with workspace.understanding(f"{stage}/{name}"):
+                stored += sum(held["bytes"] for held in receipt.get("files", {}).values())
+                on_gpu |= receipt.get("device") == "cuda"
     return Cost(seconds=seconds, gpu_seconds=on_gpu * seconds, stored_bytes=stored)
 
 

@@ -24,7 +24,7 @@ from g2is_ray.errors import SettingError
 STRICT = pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid", allow_inf_nan=False)
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**48)]
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -252,6 +252,14 @@ class EvaluateSettings:
 class SeedSettings:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the warm-up draw, adapter, data order, projection and random baseline."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RedoSettings:
+    redo: tuple[str, ...] = ()
+    """Stages to remove and recompute, with all that was made from them: pool, warmup, gradients,
+    graph, targets/T, selections/T, tuned/T, evaluations/T, or any other that `g2is status` names.
+    It is asked for once: leave it out to go on after an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

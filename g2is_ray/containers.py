@@ -14,11 +14,11 @@ import zlib
 from typing import Any
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from g2is_ray.errors import InputError
 from g2is_ray.json_rows import BOM, Rows, array_rows, line_rows
-from g2is_ray.sources import HUB, READABLE, SUFFIXES, container, is_remote, one_line
+from g2is_ray.remote import open_url
+from g2is_ray.sources import HUB, READABLE, SUFFIXES, container, is_remote, one_line, why
 from g2is_ray.tables import arrow_rows, parquet_rows
 
 # What a damaged file raises; names of columns may be no text, sizes beyond any memory.
@@ -68,7 +68,7 @@ def rows(file: str) -> Rows:
     if container(file)[1] not in SUFFIXES:
         raise InputError(f"{file}: is not a readable file; readable are {READABLE}")
     try:
-        fs, path = url_to_fs(file)
+        fs, path = open_url(file)
         with fs.open(path, "rb") as raw:
             yield from _file_rows(raw, file)
     except FileNotFoundError:
@@ -82,7 +82,7 @@ def rows(file: str) -> Rows:
                 "pack it again without: zstd -d --long=31, then zstd"
             ) from None
         raise InputError(
-            f"{file}: cannot be read to its end ({one_line(error)}); it is truncated, damaged or "
+            f"{file}: cannot be read to its end ({why(error, file)}); it is truncated, damaged or "
             "out of reach: fetch it again"
         ) from error
 

@@ -58,9 +58,12 @@ class ExampleSet:
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         full = receipt["part_rows"]  # which no part but the last of each reading falls short of
-        sizes = receipt.get("sizes") or [
-            min(full, self.rows - first) for first in range(0, self.rows, full)
-        ]
+        firsts = range(0, self.rows, full)
+        sizes = receipt.get("sizes")
+        if sizes is None and len(firsts) == self.parts:
+            sizes = [min(full, self.rows - first) for first in firsts]
+        if sizes is None or (len(sizes), sum(sizes)) != (self.parts, self.rows):
+            raise workspace.damaged(f"{folder}/{STAGE_RECEIPT}.json")
         self.first_rows = np.concatenate([[0], np.cumsum(sizes)])
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -177,7 +180,7 @@ def write_examples(
 def _set_receipt(workspace: Workspace, folder: str) -> dict[str, Any]:
     """The set's receipt as it stands, whether or not its files do; empty if there is none."""
     try:
-        return dict(workspace.read_json(f"{folder}/{STAGE_RECEIPT}.json"))
+        return workspace.read_receipt(folder)
     except WorkspaceError:
         return {}
 
@@ -342,9 +345,7 @@ def _finish(
     earlier = _set_receipt(workspace, folder)
     count = max(first + len(own), earlier.get("parts", 0))
     receipts = [
-        own[part - first]
-        if 0 <= part - first < len(own)
-        else workspace.read_json(f"{folder}/{name}.json")
+        own[part - first] if 0 <= part - first < len(own) else workspace.read_receipt(folder, name)
         for part, name in enumerate(map(part_name, range(count)))
     ]
     keys = ("rows", "items", "rejected", "truncated", "altered", "tokens")

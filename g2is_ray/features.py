@@ -20,7 +20,7 @@ from g2is_ray.config import Features
 from g2is_ray.layout import graph_stage
 from g2is_ray.rows import BLOCK_ROWS, MappedParts, map_parts
 from g2is_ray.storage import array_bytes
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.workspace import STAGE_RECEIPT, Workspace, part_name
 
 MEAN = "mean.npy"  # of a centered graph: what is subtracted from all rows
 
@@ -54,6 +54,8 @@ class FeatureSet:
         self.invalid: int = receipt["invalid"]
         norms = [self._array(part, ".norms") for part in range(self.parts)]
         self.part_rows = [len(each) for each in norms]
+        if sum(self.part_rows) != self.rows:
+            raise workspace.damaged(f"{stage}/{STAGE_RECEIPT}.json")
         self.first_rows = np.cumsum([0, *self.part_rows])
         self._norms = np.concatenate(norms)
         self.mean = self._center() if center else None  # float64 [d], of the pool

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 import g2is_ray
@@ -15,7 +15,7 @@ from g2is_ray.config import PAPER, WALK, Features, GraphSettings
 from g2is_ray.contamination import notes, rows_like_tests_if_compared
 from g2is_ray.examples import ExampleSet
 from g2is_ray.features import FeatureSet
-from g2is_ray.layout import BASE, JOINT, score_name, variants_in
+from g2is_ray.layout import BASE, JOINT, model_name, score_name, variants_in
 from g2is_ray.pages import now, this_machine
 from g2is_ray.report import (
     SHOWN_PICKS,
@@ -29,9 +29,11 @@ from g2is_ray.report import (
     Timing,
     map_points,
 )
+from g2is_ray.selection import read_picks
 from g2is_ray.workspace import Workspace
 
 _MAP_POINTS = 2000
+_COMPONENT, _PICK = pydantic.TypeAdapter(ComponentRow), pydantic.TypeAdapter(Pick)
 
 
 def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
@@ -39,15 +41,15 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
     stages = {s: r for s, r in workspace.stages().items() if not s.startswith("comparisons/")}
     pool = workspace.require("pool", "ingest")
     finished = [stage for stage in stages if workspace.exists(f"{stage}/receipt.json")]
-    receipts = {stage: workspace.read_json(f"{stage}/receipt.json") for stage in finished}
+    receipts = {stage: workspace.read_receipt(stage) for stage in finished}
     graph: dict[str, Any] = {}
     for name, receipt in receipts.items():
         if name.startswith("graph/"):
-            graph[f"{name}: neighbors"] = stages[name]["settings"]["neighbors"]
+            graph[f"{name}: neighbors"] = stages[name]["settings"].get("neighbors")
             graph[f"{name}: mean similarity"] = round(receipt["mean_similarity"], 4)
             graph[f"{name}: recall"] = _recall(receipt)
     return RunView(
-        model=stages["pool"]["settings"]["model"],
+        model=model_name(stages),
         workspace=workspace.url,
         version=g2is_ray.__version__,
         created=now(),
@@ -106,30 +108,38 @@ def _selection_view(
 ) -> SelectionView:
     stage = f"selections/{variant}"
     summary = workspace.read_json(f"{stage}/summary.json")
-    lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_picks(workspace, stage, len(groups))
     settings = workspace.stages()[stage]["settings"]
     base, _, baseline = variant.partition("@")
     title = _title(settings, baseline)
     if base == JOINT and "target_weight" in settings:
-        title += ", for " + ", ".join(settings["target_weight"]) + " together"
+        title += ", for " + ", ".join(map(str, settings["target_weight"])) + " together"
     first = [record["row"] for record in records[:SHOWN_PICKS]]
     shown = ExampleSet(workspace, "pool").take(first, ["messages"])
     texts = [_prompt_and_answer(row["messages"]) for row in shown]
     texts += [("", "")] * (len(records) - len(texts))
+    with workspace.understanding(f"{stage}/summary.json"):
+        budget, unit = int(summary["budget"]), str(summary["unit"])
+        components = [
+            _COMPONENT.validate_python({**one, "index": one["component"] + 1})
+            for one in summary["per_component"]
+        ]
+    with workspace.understanding(f"{stage}/selection.jsonl"):
+        picks = [
+            _PICK.validate_python(
+                _for_people(record)
+                | {"group": groups[record["row"]], "text": text, "answer": answer}
+            )
+            for record, (text, answer) in zip(records, texts, strict=True)
+        ]
     return SelectionView(
         name=score_name(main, variant),
         title=title,
         settings=settings,
-        budget=summary["budget"],
-        unit=summary["unit"],
-        components=[
-            ComponentRow(index=one.pop("component") + 1, **one) for one in summary["per_component"]
-        ],
-        picks=[
-            Pick(**_for_people(record), group=groups[record["row"]], text=text, answer=answer)
-            for record, (text, answer) in zip(records, texts, strict=True)
-        ],
+        budget=budget,
+        unit=unit,
+        components=components,
+        picks=picks,
         selected_groups=Counter(groups[record["row"]] for record in records),
         like_tests=int(like_tests[[record["row"] for record in records]].sum()),
     )
@@ -137,12 +147,12 @@ def _selection_view(
 
 def _title(settings: dict[str, Any], baseline: str) -> str:
     """What made a selection, in a few words."""
-    selector = settings["selector"]
+    selector = settings.get("selector")
     by_gradients = settings.get("features", "gradients") == "gradients"
     if baseline == PAPER:
         return "as published (preset paper)"
     titles = {WALK: "gradient walk" if by_gradients else "walk", "random": "random rows"}
-    title = titles.get(selector, f"selector {selector}")
+    title = titles.get(str(selector), f"selector {selector}")
     title += "" if by_gradients else " on embeddings"
     return title if baseline in ("", selector) else f"{title} ({baseline})"
 
@@ -173,9 +183,9 @@ def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[
         file = f"{stage}/{score_name(target, variant) if variant else BASE}.json"
         if not workspace.exists(file):
             continue
-        measured = workspace.read_json(file)
+        measured = workspace.read_receipt(stage, score_name(target, variant) if variant else BASE)
         name = score_name(variants[0], variant) if variant else BASE
-        tuned = workspace.read_json(f"tuned/{variant}/receipt.json") if variant else {}
+        tuned = workspace.read_receipt(f"tuned/{variant}") if variant else {}
         scores.append(
             ModelScore(
                 name=name,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
+import pydantic
 
 from g2is_ray.config import GraphSettings
 from g2is_ray.features import MEAN, FeatureSet
@@ -37,6 +38,9 @@ class GraphPlan:
     def parts(self) -> int:
         """Parts that the graph is of."""
         return sum(map(len, self.groups))
+
+
+_PLAN = pydantic.TypeAdapter(GraphPlan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +173,9 @@ def read_plan(workspace: Workspace, stage: str) -> GraphPlan | None:
     receipt = workspace.receipt(stage, PLAN)
     if receipt is None:
         return None
-    return GraphPlan(**{name: receipt[name] for name in GraphPlan.__dataclass_fields__})
+    with workspace.understanding(f"{stage}/{PLAN}.json"):
+        own = {name: receipt[name] for name in GraphPlan.__dataclass_fields__}
+        return _PLAN.validate_python(own)
 
 
 def exact_instead(

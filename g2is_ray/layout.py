@@ -13,17 +13,18 @@ each target, `T/selections/METHOD` and `T/trials`. Its numbers and its page lie 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import get_args
 
 from g2is_ray.config import Features
+from g2is_ray.records import Record
 from g2is_ray.workspace import Workspace
 
 POOL, WARMUP, GRADIENTS = "pool", "warmup", "gradients"
 OVERLAP = "overlap"  # of pool, targets and tests
 BASE = "base"  # name of the untuned model's scores
 JOINT = "joint"  # the selection for several targets together
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a target or a method, which folders bear
-
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a target or a method, and of a folder
 
 GRAPH_KINDS: list[tuple[bool, Features]] = [
     (center, features) for features in get_args(Features) for center in (True, False)
@@ -53,6 +54,16 @@ def comparisons_in(workspace: Workspace) -> list[int]:
     return sorted(tokens for tokens in budgets if workspace.exists(comparison_file(tokens, "html")))
 
 
+_VARIANT = f"{NAME.pattern}(@{NAME.pattern})?"
+STAGE = re.compile(
+    "pool|warmup|gradients|embeddings|graph/(embeddings-)?(un)?centered"
+    f"|targets/{NAME.pattern}/(val|test|gradients|embeddings)"
+    f"|(selections|tuned)/{_VARIANT}|evaluations/{NAME.pattern}"
+    f"|comparisons/[0-9]+/{NAME.pattern}/(trials|selections/{NAME.pattern})"
+)
+"""Name, and folder, of any stage."""
+
+
 def targets_in(workspace: Workspace) -> list[str]:
     """Names of the targets that were read into the workspace, sorted."""
     matches = (re.fullmatch(r"targets/([^/]+)/val", stage) for stage in workspace.stages())
@@ -68,7 +79,9 @@ def variants_in(workspace: Workspace, target: str) -> list[str]:
     """
     stages = workspace.stages()
     joint = stages.get(f"selections/{JOINT}", {}).get("settings", {})
-    bases = [target] + [JOINT] * (target != JOINT and target in joint.get("target_weight", {}))
+    together = joint.get("target_weight")
+    has_joint = target != JOINT and isinstance(together, dict) and target in together
+    bases = [target] + [JOINT] * has_joint
     names = [stage.removeprefix("selections/") for stage in stages]
     own = [
         name
@@ -83,6 +96,11 @@ def _is_outgrown(workspace: Workspace, variant: str) -> bool:
     main = variant.partition("@")[0]
     inputs = {name for v in (main, variant) for name in workspace.outgrown(f"selections/{v}")}
     return not inputs <= {POOL}  # a random draw is as old as the selection beside it
+
+
+def model_name(stages: Mapping[str, Record]) -> str:
+    """What the pool's model was called when the pool was read."""
+    return str(stages.get(POOL, {}).get("arguments", {}).get("model", ""))
 
 
 def score_name(target: str, variant: str) -> str:

@@ -245,8 +245,19 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Put the saved adapter in `folder` on `model`, in evaluation mode."""
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    """Put the saved adapter in `folder` on `model`, in evaluation mode.
+
+    Raises:
+        InputError: it is no plain LoRA adapter, whose settings may name code; or is damaged.
+    """
+    try:
+        config = json.loads((Path(folder) / ADAPTER_FILES[0]).read_bytes())
+        if config["peft_type"] != "LORA" or config.get("megatron_config"):
+            raise ValueError("it is no plain LoRA adapter")
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    except Exception as error:  # PEFT and safetensors raise kinds of their own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the adapter in {folder} cannot be used: {reason}") from error
 
 
 def put_weights(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -18,7 +18,9 @@ from threadpoolctl import threadpool_limits
 from g2is_ray.budget import Budget, row_budget
 from g2is_ray.config import WalkSettings
 from g2is_ray.errors import InputError
+from g2is_ray.examples import ExampleSet
 from g2is_ray.knowledge import CoreKnowledge, core_knowledge, split_budget
+from g2is_ray.layout import POOL
 from g2is_ray.rows import Rows
 from g2is_ray.selector import Pool, Selector, Target
 from g2is_ray.walk import Neighbors, PassedOver, Pick, Walk, align
@@ -84,8 +86,22 @@ def read_rows(workspace: Workspace, stage: str) -> list[int]:
         WorkspaceError: it is not finished, or damaged.
     """
     workspace.piece(stage, STAGE_RECEIPT)  # a truncated one would be read in part
-    lines = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
-    return [json.loads(line)["row"] for line in lines]
+    return [pick["row"] for pick in read_picks(workspace, stage, ExampleSet(workspace, POOL).rows)]
+
+
+def read_picks(workspace: Workspace, stage: str, pool_rows: int) -> list[dict[str, Any]]:
+    """Picks of a selection of a pool of so many rows, as `pick_lines` wrote them.
+
+    Raises:
+        WorkspaceError: the file is damaged, or a pick is none of the pool's rows.
+    """
+    path = f"{stage}/selection.jsonl"
+    lines = workspace.read_bytes(path).splitlines()
+    with workspace.understanding(path):
+        picks: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        if not all(type(pick["row"]) is int and 0 <= pick["row"] < pool_rows for pick in picks):
+            raise ValueError
+    return picks
 
 
 def knowledge_of(

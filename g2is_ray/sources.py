@@ -10,13 +10,15 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fsspec.core import has_magic, url_to_fs
+from fsspec.core import has_magic
 
+from g2is_ray.digests import file_digest
 from g2is_ray.errors import InputError
+from g2is_ray.remote import open_url, reason
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +65,12 @@ def expand(sources: Sequence[str]) -> list[str]:
 
 def _expand_one(source: str) -> Iterator[tuple[str, str]]:
     try:
-        fs, path = url_to_fs(source)
+        fs, path = open_url(source)
         paths, searched = _search(fs, path)
     except FileNotFoundError:
         raise InputError(f"{source}: no such file or directory; check the path") from None
     except Exception as error:  # each storage library has kinds of its own
-        raise InputError(f"{source}: cannot be opened ({one_line(error)})") from error
+        raise InputError(f"{source}: cannot be opened ({why(error, source)})") from error
     if searched:
         paths = _without_metadata(source, paths)
     readable = [found for found in paths if container(found)[1] in SUFFIXES]
@@ -148,26 +150,41 @@ def _words(name: str) -> list[str]:
 
 
 def describe(file: str) -> dict[str, Any]:
-    """What tells one version of a file from another, without reading all of it.
+    """What tells one version of a file from any other: its content.
 
     Returns:
-        `name` (without folders), `size` in bytes and `checksum`, the sha256 of the first
-        and the last MiB; for hub datasets only `name`.
+        `name` (without folders), `size` in bytes, and `sha256` of the whole file or, of one that
+        is not local, `tag`: what its store changes with the content, if it has such a thing. For
+        hub datasets only `name`.
+
+    Raises:
+        InputError: the file cannot be read, or changes meanwhile.
     """
     if HUB.fullmatch(file):
         return {"name": file}
     try:
-        fs, path = url_to_fs(file)
-        size = fs.size(path)
-        digest = hashlib.sha256()
+        fs, path = open_url(file)
+        fs.invalidate_cache()  # a listing may be older than the file
+        described = {"name": path.rsplit("/", 1)[-1], "size": fs.size(path)}
+        if "file" in fs.protocol:
+            return described | {"sha256": file_digest(Path(path))}
+        if tag := content_tag(fs.info(path)):
+            return described | {"tag": tag}
         with fs.open(path, "rb") as stream:
-            digest.update(stream.read(2**20))
-            if size is not None:  # some web servers do not tell
-                stream.seek(max(0, size - 2**20))
-                digest.update(stream.read(2**20))
+            return described | {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    except InputError:
+        raise
     except Exception as error:  # see above
-        raise InputError(f"{file}: cannot be read ({one_line(error)}); check the path") from error
-    return {"name": path.rsplit("/", 1)[-1], "size": size, "checksum": digest.hexdigest()}
+        raise InputError(f"{file}: cannot be read ({why(error, file)}); check the path") from error
+
+
+def content_tag(info: Mapping[str, Any]) -> str | None:
+    """What a store says of a file, as fsspec gives it, that another content would change."""
+    for name in ("md5Hash", "content_md5", "ETag", "etag", "generation"):
+        value = str(info.get(name) or "")
+        if value and not value.startswith("W/"):  # a weak one may stay
+            return f"{name} {value}"
+    return None
 
 
 def container(file: str) -> tuple[str, str, str]:
@@ -190,6 +207,11 @@ def container(file: str) -> tuple[str, str, str]:
 def is_remote(file: str) -> bool:
     """Whether a file is reached through a storage library, which raises errors of its own kinds."""
     return "://" in file
+
+
+def why(error: BaseException, file: str) -> str:
+    """Why a file cannot be opened or read, on one line."""
+    return clip(reason(error, file) if is_remote(file) else one_line(error))
 
 
 def one_line(error: BaseException) -> str:

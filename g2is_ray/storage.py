@@ -7,20 +7,19 @@ import errno
 import hashlib
 import io
 import json
-import os
-import uuid
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow.fs
 from numpy.lib.format import open_memmap, read_array
 from numpy.typing import NDArray
 
-from g2is_ray import scratch
+from g2is_ray import local_files, scratch
 from g2is_ray.errors import MissingError, SettingError, StorageError, WorkspaceError
+from g2is_ray.remote import normal_url, open_url, reason
 
 _copies: dict[str, NDArray[Any]] = {}  # mapped from scratch in this process, by SHA-256
 
@@ -33,10 +32,10 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = str(url)
+        self.url = normal_url(str(url))
         try:
             # Without fsspec's cache of listings: other processes write here too.
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            self._fs, self._root = open_url(self.url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise SettingError(f"{self.url} cannot be opened: {error}") from None
         self.is_local = "file" in self._fs.protocol
@@ -48,14 +47,39 @@ class Storage:
         """Absolute path or URL of `path`, as other libraries and users take it."""
         return self._full(path) if self.is_local else f"{self.url.rstrip('/')}/{path}"
 
-    def arrow(self, path: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """pyarrow's file system with this one's access, and `path` in it, for Ray Train."""
+    def writable_folder(self, path: str) -> str:
+        """The location of a folder, for a library that writes into it by itself.
+
+        Raises:
+            WorkspaceError: it is a link, or a link is in it or on the way to it.
+        """
         if self.is_local:
-            return pyarrow.fs.LocalFileSystem(), self._full(path)
+            with self._explained(path, "written"):
+                local_files.require_no_links(self._root, path)
+        return self.location(path)
+
+    def arrow(self, path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """pyarrow's file system with this one's access, and `path` in it, for Ray Train.
+
+        Raises:
+            WorkspaceError: as `writable_folder`.
+        """
+        if self.is_local:
+            return pyarrow.fs.LocalFileSystem(), self.writable_folder(path)
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._full(path)
 
     def _full(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}" if path else self._root
+        """The path as the file system takes it.
+
+        Raises:
+            WorkspaceError: it would not be below the root, or a file system may change it.
+        """
+        if not path:
+            return self._root
+        steps = path.rstrip("/").split("/")
+        if {"", ".", ".."} & {*steps} or _UNUSABLE.search(path):
+            raise WorkspaceError(f"{path!a} cannot be a file of the workspace {self.url}")
+        return f"{self._root.rstrip('/')}/{path}"
 
     @contextlib.contextmanager
     def _explained(self, path: str, done: str) -> Iterator[None]:
@@ -73,8 +97,7 @@ class Storage:
                     f"the disk is full, {doing} {where}: free some space and give the same "
                     "command again; what is finished is kept"
                 ) from None
-            why = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-            sentence = f"{where} cannot be {done}: {why or type(error).__name__}"
+            sentence = f"{where} cannot be {done}: {reason(error, self.url)}"
             if not self.is_local:
                 raise StorageError(
                     f"{sentence}; check the URL, the credentials and what they allow"
@@ -86,8 +109,9 @@ class Storage:
     # ---- whole files -----------------------------------------------------------
 
     def exists(self, path: str) -> bool:
+        full = self._full(path)
         with self._explained(path, "read"):
-            return bool(self._fs.exists(self._full(path)))
+            return bool(self._fs.exists(full))
 
     def read_bytes(self, path: str) -> bytes:
         """Content of a file.
@@ -96,32 +120,23 @@ class Storage:
             MissingError: there is no such file.
             WorkspaceError: it cannot be read.
         """
+        full = self._full(path)
         with self._explained(path, "read"):
-            return bytes(self._fs.cat_file(self._full(path)))
+            return local_files.read(full) if self.is_local else bytes(self._fs.cat_file(full))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a whole file or nothing: a temporary name and a rename, or one PUT.
 
         Raises:
-            WorkspaceError: the disk is full or the place cannot be written.
+            WorkspaceError: the disk is full, the place cannot be written, or a folder on the way
+                is a link.
         """
         full = self._full(path)
         with self._explained(path, "written"):
-            if not self.is_local:
+            if self.is_local:
+                local_files.write(self._root, path, data)
+            else:
                 self._fs.pipe_file(full, data)
-                return
-            target = Path(full)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
 
     def append_bytes(self, path: str, data: bytes) -> None:
         """Add to the end of a file, which is made if it is not there.
@@ -129,22 +144,30 @@ class Storage:
         Object storage cannot append, so the whole file is written again.
 
         Raises:
-            WorkspaceError: as `write_bytes`.
+            WorkspaceError: as `write_bytes`; or the file is a link.
         """
+        self._full(path)
         if not self.is_local:
             earlier = self.read_bytes(path) if self.exists(path) else b""
             self.write_bytes(path, earlier + data)
             return
-        target = Path(self._full(path))
         with self._explained(path, "written"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("ab") as file:
-                file.write(data)
+            local_files.append(self._root, path, data)
+
+    def open_own(self, path: str) -> int:
+        """Descriptor of a local file to lock, which is made if it is not there.
+
+        Raises:
+            WorkspaceError: as `append_bytes`.
+        """
+        self._full(path)
+        with self._explained(path, "written"):
+            return local_files.open_own(self._root, path)
 
     def read_json(self, path: str) -> Any:
         try:
             return json.loads(self.read_bytes(path))
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, MemoryError):
             raise self.damaged(path) from None
 
     def write_json(self, path: str, value: Any) -> None:
@@ -153,7 +176,7 @@ class Storage:
     def read_array(self, path: str) -> NDArray[Any]:
         try:  # not np.load, which takes archives too
             return read_array(io.BytesIO(self.read_bytes(path)), allow_pickle=False)
-        except (ValueError, EOFError):
+        except (ValueError, EOFError, MemoryError):
             raise self.damaged(path) from None
 
     def tag(self, path: str) -> str | None:
@@ -168,12 +191,26 @@ class Storage:
             f"{self.location(path)} is damaged; give the command that made it again"
         )
 
+    @contextlib.contextmanager
+    def understanding(self, path: str) -> Iterator[None]:
+        """Turn what goes wrong in a `with` block over the content of `path` into one sentence.
+
+        Raises:
+            WorkspaceError: the file does not hold what was written.
+        """
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            raise self.damaged(path) from None
+
     # ---- local copies ----------------------------------------------------------
 
     def map_array(self, path: str) -> NDArray[Any]:
         """The array of a local `.npy` file, read from disk as it is used; read-only."""
+        file = Path(self._full(path))
         with self._explained(path, "read"):
-            return self._mapped(path, Path(self._full(path)))
+            local_files.require_file(file)
+            return self._mapped(path, file)
 
     def map_copies(self, files: Mapping[str, Mapping[str, Any]], what: str) -> list[NDArray[Any]]:
         """Arrays of remote `.npy` files, as `map_array` gives them, from copies in scratch.
@@ -216,7 +253,11 @@ class Storage:
     def local_folder(self, folder: str) -> Iterator[Path]:
         """A local folder with the files of `folder`: itself, or a copy for the `with` block."""
         if self.is_local:
-            yield Path(self._full(folder))
+            found = Path(self._full(folder))
+            with self._explained(folder, "read"):
+                for file in found.iterdir():
+                    local_files.require_file(file)
+            yield found
             return
         with scratch.folder() as to:
             with self._explained(folder, "read"):
@@ -235,12 +276,18 @@ class Storage:
         return []
 
     def remove(self, folder: str) -> None:
-        with self._explained(folder, "removed"), contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._full(folder), recursive=True)
-            if not self.is_local and self._fs.exists(self._full(folder)):
+        """Remove a file or a whole folder, if it is there; of a link, the link itself."""
+        full = self._full(folder)
+        with self._explained(folder, "removed"), contextlib.suppress(*_NO_FOLDER):
+            if self.is_local:
+                local_files.remove(self._root, folder)
+                return
+            self._fs.rm(full, recursive=True)
+            if self._fs.exists(full):
                 raise PermissionError("it is still there")  # s3fs does not say so itself
 
 
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]")  # a backslash parts folders for some file systems
 _NO_FOLDER = (FileNotFoundError, NotADirectoryError)
 
 

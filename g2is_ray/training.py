@@ -70,7 +70,7 @@ class TunedModel:
     ) -> None:
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._began = time.monotonic()
-        _prepare_trackers(execution.report_to, workspace.location(f"{stage}/tensorboard"))
+        _prepare_trackers(execution.report_to, workspace.writable_folder(f"{stage}/tensorboard"))
         tokenizer = models.load_tokenizer(plan.model)
         encoder = ChatEncoder(
             tokenizer, max_tokens=plan.max_tokens, template_date=plan.model.template_date

@@ -11,24 +11,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from g2is_ray.errors import MissingError, StorageError, WorkspaceError
 from g2is_ray.records import (
+    FORMAT,
+    Receipt,
     Record,
+    check_index,
     grown_inputs,
     lineage,
     make_record,
     other_inputs,
     other_setting,
     past,
+    read_alike,
 )
 from g2is_ray.storage import Storage
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 STAGE_RECEIPT = "receipt"
 _INDEX = "workspace.json"
 
@@ -70,19 +74,29 @@ class Workspace(Storage):
         """As `commit`, but a piece that another worker has done meanwhile stays as it is."""
         return self.receipt(stage, name) or self.commit(stage, name, files, facts)
 
-    def receipt(self, stage: str, name: str = STAGE_RECEIPT) -> dict[str, Any] | None:
+    def receipt(self, stage: str, name: str = STAGE_RECEIPT) -> Receipt | None:
         """The receipt `name` if its files are all there, whole and unaltered; else None.
 
         A stage of parts is done if those are: see `finished`.
         """
         try:
-            receipt = self.read_json(f"{stage}/{name}.json")
+            receipt = self.read_receipt(stage, name)
             whole = all(self._is_whole(f"{stage}/{f}", h) for f, h in receipt["files"].items())
         except StorageError:  # which says nothing about the piece
             raise
-        except (WorkspaceError, KeyError, TypeError, AttributeError):
+        except WorkspaceError:
             return None
         return receipt if whole else None
+
+    def read_receipt(self, stage: str, name: str = STAGE_RECEIPT) -> Receipt:
+        """The receipt `name`, without a look at its files.
+
+        Raises:
+            MissingError: there is none.
+            WorkspaceError: it is damaged.
+        """
+        path = f"{stage}/{name}.json"
+        return Receipt(self.read_json(path), self.location(path))
 
     def _is_whole(self, path: str, held: Mapping[str, Any]) -> bool:
         # An object store changes an object's tag with its content, so nothing need be read.
@@ -93,7 +107,7 @@ class Workspace(Storage):
         same = hashlib.sha256(data).hexdigest() == held["sha256"]
         return same and len(data) == held["bytes"]
 
-    def piece(self, stage: str, name: str) -> dict[str, Any]:
+    def piece(self, stage: str, name: str) -> Receipt:
         """The receipt `name`, whose piece must be done.
 
         Raises:
@@ -106,12 +120,12 @@ class Workspace(Storage):
 
     def held(self, stage: str, name: str, file: str) -> dict[str, Any]:
         """What the receipt `name` says of a file: `bytes`, `sha256`, and the store's `tag`."""
-        try:
-            return dict(self.read_json(f"{stage}/{name}.json")["files"][file])
-        except (KeyError, TypeError, ValueError):
-            raise self.damaged(f"{stage}/{name}.json") from None
+        files = self.read_receipt(stage, name)["files"]
+        if file not in files:
+            raise self.damaged(f"{stage}/{name}.json")
+        return dict(files[file])
 
-    def finished(self, stage: str) -> dict[str, Any] | None:
+    def finished(self, stage: str) -> Receipt | None:
         """The stage's receipt if it and all of its parts are whole and unaltered; else None."""
         receipt = self.receipt(stage)
         if receipt is None or not all(
@@ -122,28 +136,27 @@ class Workspace(Storage):
 
     def conclude(self, stage: str, facts: Mapping[str, Any]) -> None:
         """Say that all pieces of `stage` are done, unless the same is said already."""
-        path = f"{stage}/{STAGE_RECEIPT}.json"
         receipt = {**facts, "files": {}}
         with contextlib.suppress(MissingError):
-            if self.read_json(path) == receipt:
+            if self.read_receipt(stage) == receipt:
                 return
-        self.write_json(path, receipt)
+        self.write_json(f"{stage}/{STAGE_RECEIPT}.json", receipt)
 
-    def require(self, stage: str, command: str) -> dict[str, Any]:
+    def require(self, stage: str, command: str) -> Receipt:
         """The receipt of a finished stage, without checking its files again.
 
         Raises:
             WorkspaceError: the stage is not finished; names the `command` that does it.
         """
         try:
-            return self.read_json(f"{stage}/{STAGE_RECEIPT}.json")
+            return self.read_receipt(stage)
         except MissingError:
             raise WorkspaceError(
                 f"{self.url} has no finished {stage} yet; run `g2is {command} --workspace "
                 f"{self.url}` first"
             ) from None
 
-    def require_current(self, stage: str, command: str) -> dict[str, Any]:
+    def require_current(self, stage: str, command: str) -> Receipt:
         """As `require`, of a stage that is of all that its inputs hold by now.
 
         Raises:
@@ -168,19 +181,35 @@ class Workspace(Storage):
         except StorageError:
             raise
         except WorkspaceError:
+            raise self._damaged_index("it is not JSON") from None
+        if isinstance(index, dict) and index.get("format") in range(FORMAT):
             raise WorkspaceError(
-                f"{self.location(_INDEX)} is damaged, so it does not say what made the rest: "
-                "restore it, or use another workspace"
-            ) from None
-        if not isinstance(index, dict) or "stages" not in index or index.get("format") != FORMAT:
-            raise WorkspaceError(
-                f"{self.location(_INDEX)} is not of format {FORMAT}; use another workspace"
+                f"{self.location(_INDEX)} is not of format {FORMAT} but {index['format']}, which "
+                "an earlier version wrote and which knows files and models by name only: use "
+                "another workspace"
             )
-        return index
+        try:
+            return check_index(index)
+        except ValueError as error:
+            raise self._damaged_index(str(error)) from None
+
+    def _damaged_index(self, why: str) -> WorkspaceError:
+        return WorkspaceError(
+            f"{self.location(_INDEX)} is damaged ({why}), so it does not say what made the rest: "
+            "restore it, or use another workspace"
+        )
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Record of each stage that was begun: `settings`, `inputs`, `fingerprint`."""
         return self._index()["stages"]
+
+    def fingerprint(self, stage: str) -> str:
+        """Of what made a stage, which must be known.
+
+        Raises:
+            WorkspaceError: it is not.
+        """
+        return _fingerprint(self.stages(), stage)
 
     def outgrown(self, stage: str) -> list[str]:
         """Inputs of the stage that have grown since it was made."""
@@ -196,8 +225,11 @@ class Workspace(Storage):
         *,
         grown: Growth = "refuse",
         remedies: Mapping[str, str] | None = None,
+        recompute: Callable[[Sequence[str]], str] | None = None,
     ) -> str:
         """Record what makes `stage`, or check that it is what made what lies there.
+
+        What is to be remembered is recorded in both cases.
 
         Args:
             stage: the stage's folder.
@@ -207,6 +239,7 @@ class Workspace(Storage):
             grown: if inputs have grown since the stage was made, refuse it; extend it, which
                 leaves it unfinished; keep it as it is; or remove it, to be made anew.
             remedies: by setting, what else to do where that differs.
+            recompute: gives the command that recomputes stages, and all made from them.
 
         Returns:
             The stage's fingerprint. What stages have grown from is remembered, so that a
@@ -218,18 +251,25 @@ class Workspace(Storage):
         """
         index = self._index()
         known = index["stages"]
-        read = {name: known[name]["fingerprint"] for name in inputs}
+        read = {name: _fingerprint(known, name) for name in inputs}
         record = make_record(settings, read, arguments or {})
         earlier = known.get(stage)
         if self.names(stage):
             if earlier is None:
                 raise WorkspaceError(
                     f"{self.location(stage)} holds files, but {_INDEX} does not say what made "
-                    "them: use another workspace, or remove them to make them anew"
+                    f"them: {self._remedy([stage], recompute)}"
                 )
             if record["fingerprint"] in (earlier["fingerprint"], *past(earlier)):
+                if arguments is not None and earlier["arguments"] != record["arguments"]:
+                    known[stage] = {**earlier, "arguments": record["arguments"]}
+                    self.write_json(_INDEX, index)
                 return str(earlier["fingerprint"])
-            self._compare(stage, earlier, record, remedies or {}, grown=grown != "refuse")
+            if differs := self._difference(stage, known, record, grown=grown != "refuse"):
+                setting, sentence, stages = differs
+                other = (remedies or {}).get(setting)
+                first = f"{other}, or " if other else ""
+                raise WorkspaceError(f"{sentence}: {first}{self._remedy(stages, recompute)}")
             if grown == "keep":
                 return str(earlier["fingerprint"])
             if grown == "extend":
@@ -244,6 +284,13 @@ class Workspace(Storage):
         self.write_json(_INDEX, index)
         return str(record["fingerprint"])
 
+    def forget(self, stages: Sequence[str]) -> None:
+        """Remove the records of stages, and with them what they remember."""
+        if stages:
+            index = self._index()
+            index["stages"] = {k: v for k, v in index["stages"].items() if k not in stages}
+            self.write_json(_INDEX, index)
+
     def extend(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Record that a finished stage has grown, and now is what `settings` make.
 
@@ -257,17 +304,39 @@ class Workspace(Storage):
         index["stages"][stage] = record
         self.write_json(_INDEX, index)
 
-    def _compare(
-        self, stage: str, earlier: Record, now: Record, remedies: Mapping[str, str], *, grown: bool
-    ) -> None:
-        """Refuse other settings, and other inputs but those that have only `grown`."""
-        remedy = f"use another workspace, or remove {self.location(stage)} to make it anew"
+    def _remedy(
+        self, stages: Sequence[str], recompute: Callable[[Sequence[str]], str] | None
+    ) -> str:
+        command = (recompute or self._redo_command)(stages)
+        what = "it" if len(stages) == 1 else "them"
+        return (
+            f"run `{command}` to recompute {what} and all that was made from {what}, or use "
+            "another workspace"
+        )
+
+    def _redo_command(self, stages: Sequence[str]) -> str:
+        return shlex.join(["g2is", "run", "--redo", *stages, "--workspace", self.url])
+
+    def _difference(
+        self, stage: str, known: Mapping[str, Record], now: Record, *, grown: bool
+    ) -> tuple[str, str, list[str]] | None:
+        """How a stage's record differs from what it is to be, inputs that `grown` allows aside.
+
+        Returns:
+            The setting that differs, if it is one; a sentence; and the stages to recompute.
+        """
+        earlier = known[stage]
         if other := other_setting(earlier, now):
             name, was, wanted = other
-            first = f"{remedies[name]}, " if name in remedies else ""
-            raise WorkspaceError(
-                f"{stage} was made with {name} {was}, now it is {wanted}: {first}{remedy}"
-            )
+            sentence = f"{stage} was made with {name} {was}, now it is {wanted}"
+            return name, sentence, [stage, *read_alike(stage, name, known)]
         for name in other_inputs(earlier, now):
-            if not grown or name not in self.outgrown(stage):
-                raise WorkspaceError(f"{stage} was made from another {name}: {remedy}")
+            if not grown or name not in grown_inputs(earlier, known):
+                return "", f"{stage} was made from another {name}", [stage]
+        return None
+
+
+def _fingerprint(known: Mapping[str, Record], stage: str) -> str:
+    if stage not in known:
+        raise WorkspaceError(f"{_INDEX} does not say what made {stage}; use another workspace")
+    return str(known[stage]["fingerprint"])

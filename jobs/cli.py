@@ -30,6 +30,7 @@ from g2is_ray.config import (
     ModelSettings,
     PoolSettings,
     ReadSettings,
+    RedoSettings,
     SeedSettings,
     SelectorSettings,
     TargetSettings,
@@ -47,7 +48,7 @@ from jobs.signals import Signals
 
 log = logging.getLogger(__name__)
 
-_INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings)
+_INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, RedoSettings)
 _RUN = (
     *_INGEST,
     LoraSettings,
@@ -62,6 +63,7 @@ _RUN = (
     EvaluateSettings,
     ExecutionSettings,
 )
+_LATER = (ModelSettings, RedoSettings)  # of stages that load the pool's model again
 
 
 @dataclass(frozen=True)
@@ -79,22 +81,22 @@ COMMANDS = {
     "ingest": Command("jobs.ingest:ingest", _INGEST, "read pool and targets"),
     "warmup": Command(
         "jobs.warmup:warm_up",
-        (LoraSettings, WarmupSettings, SeedSettings, ExecutionSettings),
+        (*_LATER, LoraSettings, WarmupSettings, SeedSettings, ExecutionSettings),
         "warm up the adapter",
     ),
     "gradients": Command(
         "jobs.gradients:gradients",
-        (TargetSettings, GradientSettings, SeedSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, GradientSettings, SeedSettings, ExecutionSettings),
         "gradients of pool and targets",
     ),
     "embeddings": Command(
         "jobs.embeddings:embeddings",
-        (TargetSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, ExecutionSettings),
         "embeddings of pool and targets, for rds and --features embeddings",
     ),
     "graph": Command(
         "jobs.graph:graph",
-        (GraphSettings, ComparisonSettings, ExecutionSettings),
+        (GraphSettings, ComparisonSettings, ExecutionSettings, RedoSettings),
         "the kNN graph of gradients or embeddings",
     ),
     "select": Command(
@@ -107,22 +109,24 @@ COMMANDS = {
             JointSettings,
             ComparisonSettings,
             SeedSettings,
+            RedoSettings,
         ),
         "select rows of the pool for each target",
     ),
     "tune": Command(
         "jobs.tune:tune",
-        (TargetSettings, LoraSettings, TuneSettings, SeedSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, LoraSettings, TuneSettings, SeedSettings, ExecutionSettings),
         "tune an adapter on each selection",
     ),
     "evaluate": Command(
         "jobs.evaluate:evaluate",
-        (TargetSettings, EvaluateSettings, ExecutionSettings),
+        (*_LATER, TargetSettings, EvaluateSettings, ExecutionSettings),
         "test loss and exact match of base and tuned models",
     ),
     "compare": Command(
         "jobs.compare:compare",
         (
+            *_LATER,
             TargetSettings,
             CompareSettings,
             GraphSettings,
@@ -173,7 +177,7 @@ def _main(arguments: Sequence[str] | None, signals: Signals) -> int:
     _quiet_libraries(debug)
     try:
         startup.check_process()
-        status = _run(command, given, signals)
+        status = _run(command, given, arguments or sys.argv[1:], signals)
         sys.stdout.flush()
         return status
     except G2isError as error:
@@ -207,7 +211,7 @@ def _quiet_libraries(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.WARNING)
 
 
-def _run(command: str, given: dict[str, Any], signals: Signals) -> int:
+def _run(command: str, given: dict[str, Any], line: Sequence[str], signals: Signals) -> int:
     if command == "walk":
         from jobs.walk import walk_arrays
 
@@ -229,6 +233,7 @@ def _run(command: str, given: dict[str, Any], signals: Signals) -> int:
 
         status = submit(workspace, values, wait=wait)
         return signals.status if status is None else status
+    from jobs.redo import redo
     from jobs.session import Session
 
     if command not in ("run", "ingest") and not Session(workspace, {}).workspace.stages():
@@ -238,9 +243,11 @@ def _run(command: str, given: dict[str, Any], signals: Signals) -> int:
         startup.check_current_folder()
     module, function = spec.job.split(":")
     job: Callable[[Session], None] = getattr(__import__(module, fromlist=[function]), function)
-    opened = Session(workspace, values)
+    opened = Session(workspace, values, line)
     opening = opened.writing(command) if spec.writes else opened.reading()
     with opening as session, signals.noticed():  # noticed before Ray is shut down
+        if command != "run":  # which checks more before anything is removed
+            redo(session)
         job(session)
     return 0
 
@@ -351,6 +358,7 @@ def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -
         options |= {"action": _Named, "metavar": metavar}
     elif kind is tuple:
         options |= {"nargs": "+", "metavar": name.upper()}
+        options |= {"action": "extend"} if name == "redo" else {}
     else:
         options["metavar"] = _choices(field) or name.upper()
     parser.add_argument(flag(name), **options)

@@ -115,7 +115,6 @@ def _trials(
     amount: int,
 ) -> Mapping[str, Trials]:
     """The trials of each target and method."""
-    stages = session.workspace.stages()
     trials: dict[str, dict[str, list[Trial]]] = {target: {} for target, _ in tasks}
     for (target, method), each in tasks.items():
         trials[target][method] = [
@@ -125,7 +124,7 @@ def _trials(
                 method=method,
                 seed=seed,
                 selection=task.stage,
-                fingerprint=stages[task.stage]["fingerprint"],
+                fingerprint=session.workspace.fingerprint(task.stage),
             )
             for seed, task in zip(seeds, each, strict=True)
         ]

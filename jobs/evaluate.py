@@ -33,12 +33,11 @@ def _evaluate(session: Session, target: str) -> None:
     stage = f"evaluations/{target}"
     settings = session.settings(EvaluateSettings, stage)
     session.begin(stage, model, settings, inputs=[f"targets/{target}/test"])
-    stages = workspace.stages()
     items = [Measured(name=BASE)] + [
         Measured(
             name=score_name(target, variant),
             adapter=f"tuned/{variant}/adapter",
-            fingerprint=stages[f"tuned/{variant}"]["fingerprint"],
+            fingerprint=workspace.fingerprint(f"tuned/{variant}"),
         )
         for variant in variants
     ]

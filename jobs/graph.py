@@ -109,10 +109,10 @@ def _write(session: Session, settings: GraphSettings) -> None:
     )
     if facts["recall_high"] < settings.recall:
         log.warning(
-            "%s: recall is below %g; remove %s to build it anew",
+            "%s: recall is below %g; run `%s` to rebuild it",
             stage,
             settings.recall,
-            workspace.location(stage),
+            session.redo_command([stage]),
         )
 
 

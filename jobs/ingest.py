@@ -24,13 +24,14 @@ from g2is_ray.config import (
 )
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.examples import ExampleSet, write_examples
+from g2is_ray.layout import POOL, targets_in
 from g2is_ray.limits import LimitedEncoder
 from g2is_ray.sources import describe, expand, held_out
 from g2is_ray.templates import asks_for_date, identity, today
 from g2is_ray.workspace import Workspace
 from jobs.model import check_base, model_limits
 from jobs.overlap import find_overlap
-from jobs.session import Session
+from jobs.session import Session, identified
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,32 @@ def ingest(session: Session) -> None:
     _read(session, tokenizer, "pool", list(pool.pool), schema=pool.format, remember=remember)
     if pool.append:
         _append(session, tokenizer, list(pool.append), pool.format)
-    for name, file in targets.target.items():
-        _read(session, tokenizer, f"targets/{name}/val", [file], max_rows=targets.max_target_rows)
-    for name, file in targets.test.items():
-        _read(session, tokenizer, f"targets/{name}/test", [file])
+    for name, file in (_removed(session, "val") | targets.target).items():
+        _read(
+            session,
+            tokenizer,
+            f"targets/{name}/val",
+            [file],
+            max_rows=targets.max_target_rows,
+            remember={"target": {name: file}, "max_target_rows": targets.max_target_rows},
+        )
+    for name, file in (_removed(session, "test") | targets.test).items():
+        remember = {"test": {name: file}}
+        _read(session, tokenizer, f"targets/{name}/test", [file], remember=remember)
         _warn_of_unlike(session.workspace, name)
     find_overlap(session.workspace)
+
+
+def _removed(session: Session, kind: str) -> dict[str, str]:
+    """Files of the targets whose rows were removed to be read again, as they are remembered."""
+    workspace = session.workspace
+    return {
+        target: session.sources([stage])[0]
+        for target in targets_in(workspace)
+        if (stage := f"targets/{target}/{kind}") in workspace.stages()
+        and not workspace.names(stage)
+        and session.sources([stage])
+    }
 
 
 def _read(
@@ -89,7 +110,7 @@ def _read(
         _warn_of_held_out(files)
     remembered = as_dict(read, model, seed) | (remember or {})
     remedies = {"files": "add files with --append"} if stage == "pool" else {}
-    workspace.begin(stage, decides, arguments=remembered, remedies=remedies)
+    session.begin(stage, facts=decides, remember=remembered, remedies=remedies)
     if workspace.finished(stage):
         log.info("%s: already done", stage)
         return
@@ -117,7 +138,8 @@ def _append(
     model, read, _ = pool_settings(session)
     decides = _decides(tokenizer, model, read, schema)
     held = workspace.stages()["pool"]["settings"]["files"]
-    workspace.begin("pool", decides | {"files": held})  # refuses other settings
+    remembered = workspace.stages()["pool"]["arguments"]
+    session.begin("pool", facts=decides | {"files": held}, remember=remembered)  # refuses others
     known = [_content(one) for one in held]
     files = expand(sources)
     _warn_of_held_out(files)
@@ -134,7 +156,7 @@ def _append(
         workspace, "pool", new or files, encoder, read, schema=schema, append=name
     )
     if new:
-        workspace.extend("pool", decides | {"files": held + asked})
+        workspace.extend("pool", identified(decides) | {"files": held + asked})
     log.info("pool: %d rows more", receipt["rows"] - pool["rows"])
     _log_rows("pool", receipt)
 
@@ -230,8 +252,19 @@ def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSe
         _warn_of_code(model.model)
     if Path(model.model).is_dir():  # workers run in another folder
         model = dataclasses.replace(model, model=str(Path(model.model).resolve()))
+    _require_same(session, model)
     return (
         model,
         session.settings(ReadSettings, "pool"),
         session.settings(SeedSettings, "pool"),
     )
+
+
+def _require_same(session: Session, model: ModelSettings) -> None:
+    """Refuse another model than the pool was read with: its tokens would be others."""
+    known = session.workspace.stages()
+    if POOL not in known or not session.workspace.names(POOL):
+        return
+    settings = {**known[POOL]["settings"], "model": model.model}
+    arguments = {**known[POOL]["arguments"], "model": model.model}
+    session.begin(POOL, facts=settings, remember=arguments, grown="keep")

@@ -14,6 +14,7 @@ from jobs.gradients import gradients
 from jobs.graph import graph, graph_settings
 from jobs.ingest import ingest, pool_settings
 from jobs.model import check_adapter
+from jobs.redo import redo
 from jobs.report import report
 from jobs.selection import check_budget, select_rows
 from jobs.selection_tasks import check_selectors, features_read, selection_names
@@ -42,6 +43,7 @@ def run(session: Session) -> None:
     check_folders(session)
     check_selectors(session)
     _check_adapter(session)
+    redo(session)
     for stage in stages(session):
         began = time.monotonic()
         stage(session)

@@ -296,7 +296,9 @@ def _finished(workspace: Workspace, stage: str) -> Iterator[list[Pick]]:
         if workspace.receipt(stage, name) is None:
             return
         lines = workspace.read_bytes(f"{stage}/{name}.jsonl").splitlines()
-        yield [Pick(**json.loads(line)) for line in lines]
+        with workspace.understanding(f"{stage}/{name}.jsonl"):
+            picks = [Pick(**json.loads(line)) for line in lines]
+        yield picks
 
 
 def _save(workspace: Workspace, stage: str, component: int, picks: list[Pick]) -> None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from actors.cluster import connected
 from g2is_ray.config import (
     PRESETS,
     ExecutionSettings,
+    ModelSettings,
     TargetSettings,
     as_dict,
     build,
 )
-from g2is_ray.errors import SettingError, WorkspaceError
+from g2is_ray.errors import InputError, SettingError, WorkspaceError
 from g2is_ray.layout import NAME, targets_in
+from g2is_ray.model_identity import model_identity
 from g2is_ray.workspace import Growth, Workspace
 from jobs.events import EventLog
+from jobs.remembered import remembered
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +41,14 @@ class Session:
 
     Args:
         given: settings by name, as given by the user, `preset` among them.
+        command: the command line after `g2is`, for messages that say what to give instead.
     """
 
-    def __init__(self, workspace: str, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self, workspace: str, given: Mapping[str, Any], command: Sequence[str] = ()
+    ) -> None:
         self.workspace = Workspace(workspace)
+        self._command = command or ("run", "--workspace", self.workspace.url)
         self.events = EventLog(self.workspace)
         self.given = dict(given)
         preset = self.given.pop("preset", None)
@@ -58,12 +66,30 @@ class Session:
                 )
 
     def settings(self, cls: type[T], *stages: str) -> T:
-        """Settings of type `cls`; `stages` are where the workspace may remember them."""
+        """Settings of type `cls`; `stages` are where the workspace may remember them.
+
+        Raises:
+            SettingError: one is missing or wrong, or the workspace names code that only the
+                command may name.
+            WorkspaceError: what the workspace remembers cannot be.
+        """
         recorded: dict[str, Any] = {}
         known = self.workspace.stages() if stages else {}
         for stage in reversed(stages):
-            recorded.update(known.get(stage, {}).get("arguments", {}))
+            recorded |= remembered(self.workspace, stage, known, self.given)
+        if cls is ModelSettings:
+            self._require_named_code(recorded)
         return build(cls, {**recorded, **self._preset, **self.given})
+
+    def _require_named_code(self, recorded: dict[str, Any]) -> None:
+        """Refuse to run a model's code unless this very command names the model and asks for it."""
+        asked = self.given.get("trust_remote_code", recorded.pop("trust_remote_code", False))
+        if asked and not {"model", "trust_remote_code"} <= self.given.keys():
+            model = shlex.quote(str(self.given.get("model", recorded.get("model"))))
+            raise SettingError(
+                f"code of the model {model} is run only if this very command asks for it: give "
+                f"--model {model} --trust-remote-code again, if you trust its authors"
+            )
 
     def begin(
         self,
@@ -73,6 +99,7 @@ class Session:
         facts: Mapping[str, Any] | None = None,
         remember: Mapping[str, Any] | None = None,
         grown: Growth = "refuse",
+        remedies: Mapping[str, str] | None = None,
     ) -> None:
         """Record what makes `stage`, or refuse if something else made what lies there.
 
@@ -80,16 +107,41 @@ class Session:
             settings: dataclasses that decide what is written.
             facts: further values that decide it.
             remember: values that do not, but that later commands need.
-            grown: what becomes of a stage whose inputs have grown; see `Workspace.begin`.
+            grown, remedies: see `Workspace.begin`.
         """
         values = as_dict(*settings)
         self.workspace.begin(
             stage,
-            {**values, **(facts or {})},
+            identified({**values, **(facts or {})}),
             inputs,
             arguments={**values, **(remember or {})},
             grown=grown,
+            remedies=remedies,
+            recompute=self.redo_command,
         )
+
+    def redo_command(self, stages: Sequence[str]) -> str:
+        """The command line that recomputes stages and what was made from them, as settings are."""
+        command, *rest = self._command
+        if command == "compare" and not stages[0].startswith("comparisons/"):
+            rest = ["--workspace", self.workspace.url]  # the others are its own
+        if command == "ingest" or stages[0] == "pool" or stages[0].startswith("targets/"):
+            command = "run"  # which alone recomputes what depends on rows
+        return shlex.join(["g2is", command, "--redo", *stages, *rest])
+
+    def sources(self, stages: Iterable[str]) -> list[str]:
+        """Files of rows that are read where these stages are to be recomputed."""
+        known = self.workspace.stages()
+        found: list[str] = []
+        for stage in stages:
+            values = remembered(self.workspace, stage, known, self.given) | self.given
+            _, _, name = stage.removesuffix("/val").removesuffix("/test").partition("/")
+            if stage == "pool":
+                found += values.get("pool", ())
+            elif stage.endswith(("/val", "/test")):
+                kind = "test" if stage.endswith("/test") else "target"
+                found += [file for key, file in values.get(kind, {}).items() if key == name]
+        return found
 
     def targets(self) -> list[str]:
         """Names of the targets to work on: those given, or all that the workspace holds.
@@ -121,6 +173,20 @@ class Session:
             yield self
 
 
+def identified(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with what the model is, in place of where it lies.
+
+    Raises:
+        InputError: the model cannot be read.
+    """
+    if "model" not in settings:
+        return dict(settings)
+    try:
+        return {**settings, "model": model_identity(settings["model"])}
+    except OSError as error:
+        raise InputError(f"model {settings['model']}: cannot be read: {error}") from None
+
+
 @contextlib.contextmanager
 def _locked(workspace: Workspace) -> Iterator[None]:
     """Hold a local workspace's lock; the kernel releases it however the process ends.
@@ -133,13 +199,7 @@ def _locked(workspace: Workspace) -> Iterator[None]:
     if not workspace.is_local:
         yield
         return
-    path = Path(workspace.location(_LOCK))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise WorkspaceError(f"{path} cannot be written: {error.strerror}") from None
-    with file:
+    with os.fdopen(workspace.open_own(_LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -147,5 +207,6 @@ def _locked(workspace: Workspace) -> Iterator[None]:
                 f"another command is writing {workspace.url}: wait until it ends, or stop it"
             ) from None
         except OSError as error:  # of a network file system that has no locks
-            log.warning("%s cannot be locked: give one command at a time (%s)", path, error)
+            where = workspace.location(_LOCK)
+            log.warning("%s cannot be locked: give one command at a time (%s)", where, error)
         yield

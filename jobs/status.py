@@ -38,7 +38,7 @@ def _line(workspace: Workspace, stage: str) -> tuple[str, str, str]:
     receipts = [n for n in names if n.endswith(".json") and n.startswith(pieces)]
     if f"{STAGE_RECEIPT}.json" in names:
         receipts = [name for name in receipts if name != f"{STAGE_RECEIPT}.json"]
-        receipt = workspace.read_json(f"{stage}/{STAGE_RECEIPT}.json")
+        receipt = workspace.read_receipt(stage)
         total = receipt.get("parts", len(receipts) or 1)
         rows = f", {receipt['rows']} rows" if "rows" in receipt else ""
         seconds = receipt["seconds"]
@@ -61,4 +61,4 @@ def _total(workspace: Workspace, stage: str) -> str:
         return "1" if known else "?"
     if not workspace.exists(f"{source}/{STAGE_RECEIPT}.json"):
         return "?"
-    return str(workspace.read_json(f"{source}/{STAGE_RECEIPT}.json")["parts"])
+    return str(workspace.read_receipt(source)["parts"])

@@ -51,7 +51,8 @@ def _tune(session: Session, variant: str) -> None:
     model, read, seed = pool_settings(session)
     stage = f"tuned/{variant}"
     lora = lora_settings(session, model, "warmup")
-    settings = session.settings(TuneSettings, stage)
+    main = f"tuned/{variant.partition('@')[0]}"  # which the variant is compared with
+    settings = session.settings(TuneSettings, stage, main)
     inputs = [f"selections/{variant}"]
     session.begin(stage, model, lora, settings, seed, inputs=inputs, grown="redo")
     if workspace.receipt(stage):

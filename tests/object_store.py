@@ -1,10 +1,13 @@
 """An S3 server on this machine (moto's), and what tests of workspaces on it share."""
 
 import contextlib
+import http.server
 import json
 import logging
+import threading
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import boto3
 import s3fs
@@ -81,3 +84,45 @@ def serving() -> Iterator[ObjectStore]:
         log.propagate = propagate
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def faulty(status: int, *, code: str = "", region: str = "", hangs: bool = False) -> Iterator[Any]:
+    """A store that answers every request alike, or never.
+
+    Yields:
+        Its environment variables, and a list of the requests that it got.
+    """
+    requests: list[str] = []
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            requests.append(self.command)
+            if hangs:
+                over.wait()
+            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.send_response(status)
+            if region:
+                self.send_header("x-amz-bucket-region", region)
+            self.send_header("Content-Length", str(len(body) * (self.command != "HEAD")))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            yield {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1", **KEYS}, requests
+        finally:
+            over.set()
+            server.shutdown()
+            s3fs.S3FileSystem.clear_instance_cache()

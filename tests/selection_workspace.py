@@ -53,7 +53,8 @@ def write_features(held: Workspace, stage: str, x: np.ndarray) -> None:
     for part, own in enumerate(parts):
         held.commit(stage, part_name(part), feature_files(part, own), {"rows": len(own)})
     invalid = int((~x.any(axis=1)).sum())
-    held.conclude(stage, {"rows": len(x), "parts": len(parts), "invalid": invalid})
+    facts = {"rows": len(x), "parts": len(parts), "invalid": invalid, "seconds": 1.5}
+    held.conclude(stage, facts)
 
 
 def make_workspace(folder: Path) -> Workspace:
@@ -69,7 +70,8 @@ def make_workspace(folder: Path) -> Workspace:
             for row in range(first, first + PART_ROWS)
         ]
         write_rows(held, "pool", part, rows)
-    held.conclude("pool", {"rows": ROWS, "parts": PARTS, "part_rows": PART_ROWS})
+    read = {"part_rows": PART_ROWS, "rejected": 0, "truncated": 0, "seconds": 1.5}
+    held.conclude("pool", {"rows": ROWS, "parts": PARTS, **read})
     write_features(held, "gradients", x)
     write_features(held, "embeddings", x[:, :8] + 1 * x.any(axis=1, keepdims=True))
     for target in TARGETS:
@@ -77,7 +79,7 @@ def make_workspace(folder: Path) -> Workspace:
         held.begin(val, {})
         tasks = [{"record": json.dumps({"subtask": row % 3})} for row in range(TARGET_ROWS)]
         write_rows(held, val, 0, [row | conversation(rng) for row in tasks])
-        held.conclude(val, {"rows": TARGET_ROWS, "parts": 1, "part_rows": PART_ROWS})
+        held.conclude(val, {"rows": TARGET_ROWS, "parts": 1, **read})
         own = clustered(TARGET_ROWS, rng)
         write_features(held, f"targets/{target}/gradients", own)
         write_features(held, f"targets/{target}/embeddings", own[:, :8] + 1)
@@ -89,7 +91,8 @@ def make_workspace(folder: Path) -> Workspace:
         for kind, found in graph.items():
             for part, own in enumerate(np.split(found, PARTS)):
                 held.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))
-        held.conclude(stage, {"rows": ROWS, "parts": PARTS})
+        found = {"mean_similarity": 0.5, "recall_rows": 0, "seconds": 1.5}
+        held.conclude(stage, {"rows": ROWS, "parts": PARTS, **found})
     write_overlap(held)
     return held
 

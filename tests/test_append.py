@@ -110,12 +110,12 @@ def test_other_files_without_append_are_refused_and_append_is_named(first, refus
     given = ["--pool", "more.jsonl", "--model", tiny_model, "--workspace", "ws"]
     sentence = refused("ingest", *given, "--part-rows", 8, "--max-tokens", 64)
     assert sentence.startswith("pool was made with files ")
-    assert ": add files with --append, use another workspace, or remove " in sentence
+    assert ": add files with --append, or run `g2is run --redo pool --pool more.jsonl " in sentence
 
 
 def test_other_settings_are_refused_for_an_append_too(first, refused):
     sentence = refused(*appended("more.jsonl"), "--max-tokens", 65)
-    assert sentence.startswith("pool was made with max_tokens 64, now it is 65: use another")
+    assert sentence.startswith("pool was made with max_tokens 64, now it is 65: run `g2is")
     assert numbers() == list(range(20))
 
 

@@ -1,11 +1,13 @@
 """Workspaces and pools on object storage: a real S3 server, and what it may refuse."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 import s3fs
-from object_store import BUCKET
+from fsspec.config import conf
+from object_store import BUCKET, faulty
 from pool_files import row
 
 from g2is_ray.errors import (
@@ -174,6 +176,77 @@ def test_a_missing_file_is_missing_and_not_refused(workspace):
     assert isinstance(caught.value, MissingError)
 
 
+@pytest.fixture
+def store(monkeypatch):
+    """Has the environment point to a faulty store; gives the list of requests that it gets."""
+    with contextlib.ExitStack() as at_end:
+
+        def begin(*arguments, **options):
+            environment, requests = at_end.enter_context(faulty(*arguments, **options))
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            return requests
+
+        yield begin
+
+
+@pytest.mark.parametrize("region", ["eu-west-1", ""])
+def test_a_bucket_of_another_region_is_named_with_its_region(region, store, refused):
+    store(301, code="PermanentRedirect", region=region)
+    where, remedy = ("the region eu-west-1", "eu-west-1") if region else ("another region", "the ")
+    sentence = refused("status", "--workspace", "s3://far/run")
+    assert sentence.startswith(
+        "s3://far/run/workspace.json cannot be read: the bucket far is in "
+        f"{where}, but it was looked for in us-east-1; set AWS_DEFAULT_REGION to {remedy}"
+    )
+    with pytest.raises(InputError, match=f"cannot be opened .the bucket far is in {where}"):
+        expand(["s3://far/pool.jsonl"])
+
+
+def test_a_store_that_does_not_answer_is_given_up_after_some_tries(store, refused, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # both as a user may set them
+    monkeypatch.setitem(conf, "s3", {"config_kwargs": {"read_timeout": 0.1}})
+    requests = store(200, hangs=True)
+    sentence = refused("status", "--workspace", "s3://slow/run")
+    assert sentence.startswith("s3://slow/run/workspace.json cannot be read: Read timeout on endp")
+    assert len(requests) == 4
+
+
+def test_a_store_that_does_not_answer_has_seconds_for_each_try():
+    assert s3fs.S3FileSystem.read_timeout == 15
+    assert s3fs.S3FileSystem.connect_timeout == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, "AccessDenied"), (400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (503, "SlowDown")],
+)
+def test_any_refusal_is_one_sentence(status, code, store, refused, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store(status, code=code)
+    for command in ("status", "run"):
+        sentence = refused(command, "--workspace", "s3://bucket/run")
+        assert sentence.startswith("s3://bucket/run/workspace.json cannot be read: ")
+        assert sentence.endswith("; check the URL, the credentials and what they allow")
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///x", "S3://", "gs:///x"])
+def test_a_bucket_without_a_name_is_refused(url):
+    with pytest.raises(
+        SettingError, match=r"cannot be opened: it names no bucket; write ..://BUCK"
+    ):
+        Workspace(url)
+    with pytest.raises(InputError, match=r"cannot be opened .it names no bucket; write ..://BUCK"):
+        expand([url])
+
+
+def test_capitals_in_a_kind_of_storage_do_not_matter(s3, workspace):
+    workspace.write_bytes("pool.jsonl", json.dumps(row(1)).encode())
+    loud = s3.url.replace("s3://", "S3://")
+    assert Workspace(loud).url == s3.url
+    assert expand([f"{loud}/pool.jsonl"]) == [f"{s3.url}/pool.jsonl"]
+
+
 # Pools
 
 
@@ -184,4 +257,8 @@ def test_pools_are_read_from_a_bucket_by_glob_and_folder(s3, workspace):
     for source in ("pool", "pool/*.jsonl"):
         assert expand([f"{s3.url}/{source}"]) == files
     assert [example.id for example in read_examples(files)] == ["a", "b"]
-    assert describe(files[0])["name"] == "a.jsonl"
+    described = describe(files[0])
+    assert described["name"] == "a.jsonl"
+    workspace.write_bytes("pool/a.jsonl", json.dumps(row(2, id="a")).encode())
+    changed = describe(files[0])
+    assert (changed["size"], changed["tag"] != described["tag"]) == (described["size"], True)

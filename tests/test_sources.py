@@ -166,9 +166,9 @@ def test_a_description_tells_versions_apart():
     first = describe(write("a/pool.jsonl", data))
     assert (first["name"], first["size"]) == ("pool.jsonl", 3 * 2**20)
     assert describe(write("b/pool.jsonl", data)) == first
-    for place in (0, -1):
+    for place in (0, len(data) // 2, -1):
         data[place] ^= 1
-        assert describe(write("a/pool.jsonl", data))["checksum"] != first["checksum"]
+        assert describe(write("a/pool.jsonl", data))["sha256"] != first["sha256"]
         data[place] ^= 1
 
 

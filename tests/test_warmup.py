@@ -20,6 +20,7 @@ from g2is_ray.config import (
     as_dict,
 )
 from g2is_ray.workspace import Workspace
+from jobs.session import identified
 
 WARMUP = ["warmup", "--workspace", "ws"]
 
@@ -118,7 +119,8 @@ def test_settings_of_tuning_do_not_decide_what_is_taken(g2is, ingest, checkpoint
 def test_a_warm_up_is_not_replaced_by_folders(refused, ingest, checkpoint, tiny_model):
     ingest()
     workspace, model = Workspace("ws"), ModelSettings(model=tiny_model)
-    workspace.begin("warmup", as_dict(model, LoraSettings(), WarmupSettings()), ["pool"])
+    made_with = identified(as_dict(model, LoraSettings(), WarmupSettings()))
+    workspace.begin("warmup", made_with, ["pool"])
     workspace.write_bytes("warmup/metrics.jsonl", b"")
     sentence = refused(*WARMUP, "--warmup-from", checkpoint("a"))
     assert "warmup was made with warmup_from [], now it is [" in sentence

@@ -97,7 +97,10 @@ def test_other_settings_are_refused_with_both_values(other, was, now, workspace)
     begun(workspace)
     with pytest.raises(WorkspaceError, match=f"^s was made with {was}, now {now}: ") as refusal:
         workspace.begin("s", other)
-    assert workspace.location("s") in str(refusal.value)
+    command = f"g2is run --redo s --workspace {workspace.url}"
+    assert f": run `{command}` to recompute it and all that was made from it, or use " in str(
+        refusal.value
+    )
     assert workspace.read_bytes("s/part-00000.npy") == b"1"
     assert workspace.stages()["s"]["settings"] == {"k": 3}
 
@@ -130,7 +133,7 @@ def test_files_of_unknown_origin_are_not_taken_for_done(workspace):
         workspace.begin("s", {"k": 3})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99, "stages": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99, "stages": {}}', "\x00"])
 def test_a_damaged_or_newer_index_is_refused_and_left(text, workspace):
     begun(workspace)
     Path(workspace.location("workspace.json")).write_text(text)
@@ -229,7 +232,7 @@ def test_a_stage_of_a_smaller_input_names_the_command_that_extends_it(grown):
 
 def test_a_remedy_is_named_where_its_setting_differs(workspace):
     begun(workspace, files=["a"])
-    with pytest.raises(WorkspaceError, match=r"now it is .*: add them, use another workspace, or"):
+    with pytest.raises(WorkspaceError, match=r"now it is .*: add them, or run `g2is run --redo s "):
         workspace.begin("s", {"k": 3, "files": ["b"]}, remedies={"files": "add them"})
-    with pytest.raises(WorkspaceError, match="now it is 4: use another workspace, or"):
+    with pytest.raises(WorkspaceError, match="now it is 4: run `g2is run"):
         workspace.begin("s", {"k": 4, "files": ["a"]}, remedies={"files": "add them"})
