@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
 _OPEN_FILES = 65536  # that the soft limit is raised to, as Ray does
-_END_SECONDS = 5.0  # that Ray's processes may take to end
+_END_SECONDS = 1.0  # that Ray's processes may take to end after Ray has
 
 _UNSET = (  # what would have this Ray's processes look for another one
     "RAY_ADDRESS",
