@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.trainer_callback import PrinterCallback
 
 from g2is_ray import models, scratch
 from g2is_ray.arrays import normalize
@@ -169,6 +170,7 @@ class Source:
             tuned = TunedModel(
                 self.workspace, WARMUP, plan, rows.tolist(), own.execution, scratch=temporary
             )
+            tuned.trainer.remove_callback(PrinterCallback)
             tuned.trainer.train()
             tuned.save()
         log.info("warmup: done")
