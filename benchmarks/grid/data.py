@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,10 @@ def draw(folder: Path, scale: Scale, encoder: ChatEncoder) -> Data:
         held = [json.loads(line) for line in lines]
     usable = _usable(held, encoder)
     claimed = {source for kind in TARGETS.values() for source in kind.sources}
-    others = _shuffled((r for r in usable if r["source"] not in claimed and _kept(r)), 0)
+    others = _shuffled((r for r in usable if r["source"] not in claimed and _kept(r)), "others")
     select, test, own = {}, {}, {}
-    for number, (name, kind) in enumerate(TARGETS.items(), start=1):
-        rest = _shuffled((r for r in usable if r["source"] in kind.sources), number)
+    for name, kind in TARGETS.items():
+        rest = _shuffled((r for r in usable if r["source"] in kind.sources), name)
         if _has_files(folder, kind):
             select[name], test[name] = _from_files(folder, name)
         else:
@@ -113,9 +114,9 @@ def _usable(rows: Iterable[Row], encoder: ChatEncoder) -> list[Row]:
     return found
 
 
-def _shuffled(rows: Iterable[Row], seed: int) -> list[Row]:
-    held = list(rows)
-    return [held[i] for i in np.random.default_rng([18, seed]).permutation(len(held))]
+def _shuffled(rows: Iterable[Row], name: str) -> list[Row]:
+    held, seed = list(rows), zlib.crc32(name.encode())
+    return [held[i] for i in np.random.default_rng(seed).permutation(len(held))]
 
 
 def _answered(row: Row) -> Row:

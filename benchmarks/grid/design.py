@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,17 +162,14 @@ def all_trials(seeds: int = 5) -> Iterator[TrialKey]:
     A slice over all targets comes before more seeds, and 1 % before 5 %, which takes five times as
     long.
     """
-    rest = tuple(name for name in METHODS if name not in FIRST + THEN)
+    main, rest = (FIRST, THEN), (tuple(name for name in METHODS if name not in FIRST + THEN),)
     small, large = Budget(unit="tokens", share=0.01), Budget(unit="tokens", share=0.05)
-    rows = [Budget(unit="rows", share=one.share) for one in (small, large)]
-    first, more = range(1), range(1, seeds)
-    steps = [(small, methods, first) for methods in (FIRST, THEN)]
-    steps += [(large, FIRST + THEN, first), (small, FIRST + THEN, more)]
-    steps += [(large, FIRST + THEN, more), (small, rest, range(seeds)), (large, rest, range(seeds))]
-    steps += [(budget, tuple(METHODS), range(seeds)) for budget in rows]
-    for budget, methods, each in steps:
-        for seed in each:
-            for level in ("rare", "none", "common"):
-                for cell in cells(level):
-                    for method in methods:
-                        yield TrialKey(cell=cell, budget=budget, method=method, seed=seed)
+    first, more, every = range(1), range(1, seeds), range(seeds)
+    steps = [(small, main, first), (large, main, first), (small, main, more), (large, main, more)]
+    steps += [(small, rest, every), (large, rest, every)]
+    for budget in (small, large):
+        steps.append((Budget(unit="rows", share=budget.share), (*main, *rest), every))
+    for budget, groups, own in steps:
+        for seed, level, methods in itertools.product(own, ("rare", "none", "common"), groups):
+            for cell, method in itertools.product(cells(level), methods):
+                yield TrialKey(cell=cell, budget=budget, method=method, seed=seed)
