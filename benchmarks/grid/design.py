@@ -100,9 +100,7 @@ class Settings:
         default_factory=lambda: WarmupSettings(warmup_learning_rate=1e-3)
     )
     gradients: GradientSettings = field(default_factory=GradientSettings)
-    execution: ExecutionSettings = field(
-        default_factory=lambda: ExecutionSettings(token_budget=2048)
-    )
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     neighbors: int = 32
     epochs: int = 2
     learning_rate: float = 3e-3

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from g2is_ray import models
 from g2is_ray.budget import Budget as Amount
 from g2is_ray.budget import row_budget, token_budget
 from g2is_ray.config import WALK, GraphSettings, WalkSettings
 from g2is_ray.methods import Method, parse_method
 from g2is_ray.registry import find, graph_read, reads_features
 from g2is_ray.rows import ArrayRows
-from g2is_ray.search import Nearest, search_exactly
+from g2is_ray.search import Nearest, on_device, search_exactly
 from g2is_ray.selection import Aim, carry_out, choose, knowledge_of
 from g2is_ray.selector import Pool, Target
 from g2is_ray.walk import align
@@ -131,9 +132,10 @@ class CellPool:
 
 def _nearest(x: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     valid = np.flatnonzero(x.any(axis=1))
-    rows = torch.from_numpy(x[valid])
-    nearest = Nearest(valid, k, torch.device("cpu"))
-    search_exactly(nearest, rows, rows, torch.from_numpy(valid))
+    device = models.default_device()
+    rows = on_device(x[valid], device)
+    nearest = Nearest(valid, k, device)
+    search_exactly(nearest, rows, rows, torch.from_numpy(valid).to(device))
     neighbors = np.full((len(x), k), -1)
     similarities = np.zeros((len(x), k), dtype=np.float32)
     neighbors[valid], similarities[valid] = nearest.result()

@@ -1,6 +1,7 @@
 """What was measured, in a form to keep: no texts and no rows, only numbers.
 
-`trials.jsonl` has a line per trial and `targets.json` what the trials of a target share. Numbers of
+`trials.jsonl` has a line per trial, `targets.json` what the trials of a target share, and
+`design.json` model and sizes. Numbers of
 single test rows are base64 of little-endian arrays. Trial files, which hold more, stay in the
 workspace.
 """
@@ -46,6 +47,15 @@ class Results:
         """Whether the trial is done, on this machine or on an earlier one."""
         return str(key) in self.lines or (self._workspace / f"trials/{key}.npz").exists()
 
+    def claim(self, design: Line) -> None:
+        """Refuse to mix what was measured otherwise: see `design.json` in both folders."""
+        for folder in (self._workspace, self.folder):
+            file = folder / "design.json"
+            if file.exists() and json.loads(file.read_text()) != design:
+                raise SystemExit(f"{file} is of another design: use other folders")
+        self._workspace.mkdir(parents=True, exist_ok=True)
+        (self._workspace / "design.json").write_text(json.dumps(design) + "\n")
+
     def collect(self) -> None:
         """Add the workspace's trials, and write both files."""
         shared = {}
@@ -62,6 +72,9 @@ class Results:
             own |= _scores(shared[trial.partition("/")[0]][1], arrays)
             self.lines[trial] = {"trial": trial, **own, "cpu_seconds": facts["cpu_seconds"]}
         self.folder.mkdir(parents=True, exist_ok=True)
+        design = self._workspace / "design.json"
+        if design.exists():
+            (self.folder / "design.json").write_text(design.read_text())
         text = "".join(json.dumps(self.lines[name]) + "\n" for name in sorted(self.lines))
         (self.folder / "trials.jsonl").write_text(text)
         (self.folder / "targets.json").write_text(json.dumps(self.targets, indent=1) + "\n")
