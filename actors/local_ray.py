@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
 _OPEN_FILES = 65536  # that the soft limit is raised to, as Ray does
+_TEMPORARY_PATH_BYTES = 70  # beyond, sockets of Python's multiprocessing have no room
 _END_SECONDS = 1.0  # that Ray's processes may take to end after Ray has
 
 _UNSET = (  # what would have this Ray's processes look for another one
@@ -58,6 +60,8 @@ def started(environment: Mapping[str, str]) -> Iterator[None]:
         # Inherited, so that Ray's idle processes fit; with a runtime_env each is started again.
         variables = {**_ENVIRONMENT, **environment, **machine.without_proxy(os.environ)}
         variables |= {"RAY_TMPDIR": str(folder)} | _token()
+        if len(os.fsencode(tempfile.gettempdir())) > _TEMPORARY_PATH_BYTES:
+            variables["TMPDIR"] = str(folder)
         at_end.enter_context(_environment(variables))
         ray_internals.read_authentication_again()
         at_end.enter_context(_shut_down_at_the_end(folder))
