@@ -45,8 +45,9 @@ def ingest(session: Session) -> None:
     for name in targets.test:
         if name not in targets.target and not session.workspace.exists(f"targets/{name}/val"):
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
-    for file in (*targets.target.values(), *targets.test.values()):
-        expand([file])  # one that is missing shows before the pool is read
+    given = pool.pool if "pool" in session.given else ()
+    for file in (*given, *targets.target.values(), *targets.test.values()):
+        expand([file])  # one that is missing shows before the model is loaded
     model, read, _ = pool_settings(session)
     tokenizer = models.load_tokenizer(model)
     if not session.workspace.finished("pool"):

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from g2is_ray.config import WarmupSettings
+from g2is_ray.config import PoolSettings, WarmupSettings
 from g2is_ray.search import check_neighbors, require_faiss
 from jobs.embeddings import embeddings
 from jobs.evaluate import evaluate
@@ -39,6 +39,7 @@ def stages(session: Session) -> Iterator[Callable[[Session], None]]:
 
 def run(session: Session) -> None:
     """Do every stage that is not done."""
+    session.settings(PoolSettings, "pool")  # says first what is missing of it
     require_faiss()
     check_folders(session)
     check_selectors(session)

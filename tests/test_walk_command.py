@@ -131,7 +131,7 @@ def test_an_empty_argument_is_refused(missing, refused):
     assert refused(*walk(**{missing: ""})).startswith(f"{missing} should ")
 
 
-@pytest.mark.parametrize("k", [60, 61, 10**30])
+@pytest.mark.parametrize("k", [60, 61, 10**14])
 def test_k_must_be_below_the_rows(k, refused):
     sentence = refused(*walk("--neighbors", k, "--fraction", "0.5"))
     assert sentence == f"neighbors must be below the number of rows, 60, got {k}"
