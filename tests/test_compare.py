@@ -71,7 +71,7 @@ def test_all_train_for_the_same_steps_on_about_the_same_tokens(compared, trials,
 
 
 def test_seeds_decide_the_training_and_what_random_draws_and_nothing_else(compared, trials):
-    assert sorted(compared.names(f"{trials}/../selections")) == [
+    assert sorted(compared.names(f"{trials.removesuffix('/trials')}/selections")) == [
         "loose",
         "random-4",
         "random-5",
