@@ -45,16 +45,17 @@ def ingest(session: Session) -> None:
     for name in targets.test:
         if name not in targets.target and not session.workspace.exists(f"targets/{name}/val"):
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
-    given = pool.pool if "pool" in session.given else ()
-    for file in (*given, *targets.target.values(), *targets.test.values()):
-        expand([file])  # one that is missing shows before the model is loaded
+    # A file that is missing shows before the model is loaded.
+    files = expand(pool.pool) if "pool" in session.given else list(pool.pool)
+    for file in (*targets.target.values(), *targets.test.values()):
+        expand([file])
     model, read, _ = pool_settings(session)
     tokenizer = models.load_tokenizer(model)
     if not session.workspace.finished("pool"):
         check_base(model, read.max_tokens)
     remember = as_dict(pool)
     del remember["append"]  # it is asked for once
-    _read(session, tokenizer, "pool", list(pool.pool), schema=pool.format, remember=remember)
+    _read(session, tokenizer, "pool", files, schema=pool.format, remember=remember)
     if pool.append:
         _append(session, tokenizer, list(pool.append), pool.format)
     for name, file in (_removed(session, "val") | targets.target).items():
