@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from g2is_ray.batches import batches_by_length
 from g2is_ray.chat import IGNORED, ChatEncoder
 from g2is_ray.errors import InputError
+from g2is_ray.rope import regimes
 
 _PROBE_TOKENS = (2, 64)  # of a prompt, that the ways to decode are compared on
 _PROBE_STEPS = 3
@@ -35,6 +36,7 @@ class Reply:
 
 
 _Way = Literal["padded", "of one length", "alone", "plain"]
+_Write = Callable[[Sequence[list[int]], int], list[list[int]]]
 _WAYS: tuple[_Way, ...] = ("padded", "of one length", "alone", "plain")
 """Which prompts are decoded together, from fast to slow; `plain` is the loop without a cache."""
 
@@ -68,6 +70,7 @@ class GreedyWriter:
         dtype = torch.bfloat16 if quantized else embeddings.weight.dtype
         self._rounding = 4 * torch.finfo(dtype).eps
         self._positions = _learned_positions(lm)
+        self._regimes = regimes(lm)
 
     @torch.no_grad()
     def replies(self, prompts: Sequence[list[int]]) -> list[Reply]:
@@ -75,24 +78,29 @@ class GreedyWriter:
         written = {i: Reply("", cut=True) for i in range(len(prompts))}
         if fitting := [prompt for prompt in prompts if len(prompt) < self._positions]:
             way = self._way(fitting)
-            for room, batch in self._batches(prompts, way):
-                write = self._plain if way == "plain" else self._fast
+            for write, room, batch in self._batches(prompts, way):
                 new_bk = write([prompts[i] for i in batch], room)
                 written |= {i: self._reply(row) for i, row in zip(batch, new_bk, strict=True)}
         return [written[i] for i in range(len(prompts))]
 
-    def _batches(self, prompts: Sequence[list[int]], way: _Way) -> Iterator[tuple[int, list[int]]]:
-        """New tokens that there is room for, and the prompts that are decoded together."""
+    def _batches(
+        self, prompts: Sequence[list[int]], way: _Way
+    ) -> Iterator[tuple[_Write, int, list[int]]]:
+        """How to decode, new tokens that there is room for, and prompts to decode together."""
         groups = defaultdict(list)
         for i, prompt in enumerate(prompts):
             room = min(self._max_new_tokens, self._positions - len(prompt))
-            together = {"padded": 0, "of one length": len(prompt)}.get(way, -i)
+            first, last = (self._regimes.of(n) for n in (len(prompt), len(prompt) + room))
+            # A cache would keep keys of the rotary scaling that the longer text no longer has.
+            own = "plain" if first != last else way
+            together = {"padded": 0, "of one length": len(prompt)}.get(own, -1 - i)
             if room > 0:
-                groups[room, together].append(i)
-        for (room, _), members in groups.items():
+                groups[own, room, first, together].append(i)
+        for (own, room, *_), members in groups.items():
+            write = self._plain if own == "plain" else self._fast
             lengths = [len(prompts[i]) + room for i in members]
             for batch in batches_by_length(lengths, self._token_budget):
-                yield room, [members[j] for j in batch]
+                yield write, room, [members[j] for j in batch]
 
     def _fast(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
         """New tokens of each prompt; what follows the end of a turn is padding."""

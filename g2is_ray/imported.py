@@ -35,7 +35,7 @@ def measure(
     rows, with the last checkpoint's adapter and without it.
     """
     tokenizer = models.load_tokenizer(settings)
-    encoder = ChatEncoder(tokenizer, max_tokens=max_tokens)
+    encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=settings.template_date)
     rows = itertools.islice(ExampleSet(workspace, POOL).read_all(COLUMNS), _ROWS)
     encoded = [encoder.encode(Conversation.from_columns(row)) for row in rows]
     model: Any = checkpoints.load_model(workspace, settings, execution.attention)

@@ -56,6 +56,15 @@ def _with_arguments(messages: list[Message], convert: Callable[[Any], Any]) -> l
     return None if changed == messages else changed
 
 
+def _thinking(messages: list[Message]) -> list[Message] | None:
+    """Reasoning under the key that gpt-oss's template reads."""
+    changed = [
+        {"thinking" if key == "reasoning_content" else key: value for key, value in one.items()}
+        for one in messages
+    ]
+    return None if changed == messages else changed
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -64,5 +73,6 @@ SHAPES: list[Shape] = [
     lambda messages: messages,
     _argument_texts,
     _argument_objects,
+    _thinking,
 ]
 """In order of preference: the first one is taken that the template writes all messages of."""

@@ -255,6 +255,12 @@ def test_reasoning_reaches_a_template_that_knows_it():
     assert supervised(encoder_for(PROMPT_THINKS), messages) == ["hm\n</think>\n\nyes<|im_end|>"]
 
 
+def test_reasoning_reaches_a_template_that_calls_it_thinking():
+    template = PROMPT_THINKS.replace("reasoning_content", "thinking")
+    messages = [TWO[0], {**TWO[1], "reasoning_content": "hm"}]
+    assert supervised(encoder_for(template), messages) == ["hm\n</think>\n\nyes<|im_end|>"]
+
+
 def test_reasoning_that_the_template_ignores_is_refused():
     messages = [TWO[0], {**TWO[1], "reasoning_content": "hm"}, *TWO[2:]]
     with pytest.raises(InputError, match=r"ignores reasoning_content of message 2 \(assistant\)"):

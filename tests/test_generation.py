@@ -43,6 +43,12 @@ ARCHITECTURES = {
         original_max_position_embeddings=40,
         rope_parameters=LONG | {"short_factor": [1.0, 1.1], "long_factor": [1.0, 9.0]},
     ),
+    "llama, a rope that grows with the text": LlamaConfig(
+        **SMALL,
+        **HEADS,
+        max_position_embeddings=16,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    ),
 }
 
 
