@@ -154,8 +154,8 @@ def test_a_hostile_environment_is_put_up_with_and_a_kill_leaves_what_the_next_re
     folder = Path(said["folder"])
     assert folder.name.startswith(machine.FOLDER_PREFIX)
     assert said["open_files"] > 256
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive
     assert folder.stat().st_mode & 0o077 == 0
+    _, alive = psutil.wait_procs(started, timeout=240)  # Ray's agents ask a lost head for 60 s
+    assert not alive
     with scratch.folder(folder.parent, machine.FOLDER_PREFIX):
         assert not folder.exists()
