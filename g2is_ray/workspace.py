@@ -301,8 +301,9 @@ class Workspace(Storage):
         record = make_record(settings, earlier["inputs"], earlier["arguments"])
         before = [*past(earlier), earlier.get("fingerprint", record["fingerprint"])]
         record["grown_from"] = [one for one in before if one != record["fingerprint"]]
-        index["stages"][stage] = record
-        self.write_json(_INDEX, index)
+        if record != earlier:
+            index["stages"][stage] = record
+            self.write_json(_INDEX, index)
 
     def _remedy(
         self, stages: Sequence[str], recompute: Callable[[Sequence[str]], str] | None
