@@ -137,6 +137,10 @@ def test_k_must_be_below_the_rows(k, refused):
     assert sentence == f"neighbors must be below the number of rows, 60, got {k}"
 
 
+def test_a_k_beyond_any_rows_is_refused(refused):
+    assert refused(*walk("--neighbors", 10**30)).startswith("neighbors should be less than ")
+
+
 @pytest.mark.parametrize("fraction", ["0.016", "1e-300"])
 def test_a_budget_of_no_row_is_refused(fraction, refused):
     assert "of 60 rows is less than one row" in refused(*walk("--fraction", fraction))
