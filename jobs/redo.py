@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
-from g2is_ray.config import RedoSettings
+from g2is_ray.config import JointSettings, RedoSettings
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import STAGE, comparison_file, score_name, variants_in
+from g2is_ray.layout import JOINT, STAGE, comparison_file, score_name, variants_in
 from g2is_ray.records import Record
 from g2is_ray.sources import expand
 from g2is_ray.workspace import STAGE_RECEIPT, Workspace
@@ -32,11 +32,16 @@ def redo(session: Session) -> None:
     for source in session.sources(stages):
         expand([source])
     stale = [*stages, *_measured(workspace, stages)]
-    workspace.forget([stage for stage in stages if "@" in stage])
+    workspace.forget([stage for stage in stages if "@" in stage or _is_left_out(session, stage)])
     for path in stale:
         workspace.remove(path)
     log.info("removed to be recomputed: %s", ", ".join(stages) or "nothing, there is nothing yet")
     log.info("to go on after an interruption, give the command without --redo")
+
+
+def _is_left_out(session: Session, stage: str) -> bool:
+    """Whether a stage belongs to the joint selection and this command does not make one."""
+    return stage.endswith(f"/{JOINT}") and not session.settings(JointSettings).joint
 
 
 def with_dependents(stages: Iterable[str], known: Mapping[str, Record]) -> list[str]:

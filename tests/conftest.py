@@ -63,7 +63,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace that the main job has finished; tests may add targets to it."""
+    """A workspace that the main job has finished; a test that changes it copies it first."""
     workspace = tmp_path_factory.mktemp("finished")
     run(command(inputs, workspace))
     return workspace

@@ -97,7 +97,10 @@ def test_the_same_command_again_does_nothing(inputs: Path, finished: Path) -> No
     assert "Ray" not in log
 
 
-def test_a_second_target_reuses_gradients_and_graph(inputs: Path, finished: Path) -> None:
+def test_a_second_target_reuses_gradients_and_graph(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    finished = shutil.copytree(finished, tmp_path / "workspace")
     before = written(finished, "pool", "warmup", "gradients", "graph", "selections/gsm8k")
     head(DATA / "target-gsm8k-test.jsonl", 16, inputs / "all.jsonl")
     other = (inputs / "all.jsonl").read_text().splitlines(keepends=True)[8:]
@@ -111,8 +114,9 @@ def test_a_second_target_reuses_gradients_and_graph(inputs: Path, finished: Path
 
 
 def test_a_joint_selection_is_tuned_once_and_measured_on_each_target(
-    inputs: Path, finished: Path
+    inputs: Path, finished: Path, tmp_path: Path
 ) -> None:
+    finished = shutil.copytree(finished, tmp_path / "workspace")
     head(DATA / "target-gsm8k-test.jsonl", 6, inputs / "third.jsonl")
     targets = ("--target", f"gsm8k={inputs}/val.jsonl", "--target", f"third={inputs}/third.jsonl")
     test = ("--test", f"third={inputs}/test.jsonl")
@@ -229,4 +233,4 @@ def test_a_warm_up_that_was_removed_by_hand_begins_anew(inputs: Path, tmp_path: 
     shutil.rmtree(workspace / "warmup")
     run([*warm_up, "--warmup-learning-rate", "0.005"])
     rates = [e.get("learning_rate", 0) for e in lines(workspace / "warmup/metrics.jsonl")]
-    assert rates[1] == 0.005  # of the second step, the schedule's highest
+    assert max(rates) == 0.005  # the schedule's highest

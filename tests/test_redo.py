@@ -10,6 +10,7 @@ from main_job import command as main_job
 from main_job import run
 from pool_files import row, write
 
+from g2is_ray.layout import variants_in
 from g2is_ray.workspace import Workspace
 from jobs.redo import redo, with_dependents
 from jobs.session import Session
@@ -91,6 +92,13 @@ def test_what_is_removed_keeps_its_settings_and_a_variant_its_selections(workspa
     known = workspace.stages()
     assert {"selections/a", "tuned/a"} <= known.keys()
     assert not {"selections/a@random", "tuned/a@random"} & known.keys()
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_joint_selection_stays_known_only_to_a_command_that_makes_it_again(joint, workspace):
+    workspace.begin("selections/joint", {"target_weight": {"a": 1, "b": 1}}, ["graph/centered"])
+    redo(Session("ws", {"redo": ["graph"], "joint": joint}))
+    assert ("joint" in variants_in(workspace, "a")) == joint
 
 
 def test_dependents_follow_in_the_order_of_work(workspace):
