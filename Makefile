@@ -25,7 +25,7 @@ test-cluster: $(VENV)/installed
 # Tries every architecture of transformers: an hour on one core. What was tried before is kept.
 models: $(VENV)/installed
 	mkdir -p runs
-	$(BIN)/python tests/architectures_table.py --results runs/models.jsonl --write docs/models.md
+	$(BIN)/python tests/helpers/architectures_table.py --results runs/models.jsonl --write docs/models.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from g2is_ray import models
 from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings
-from g2is_ray.evaluation import Evaluation
-from g2is_ray.workspace import Workspace
+from g2is_ray.models import loading
+from g2is_ray.training.evaluation import Evaluation
+from g2is_ray.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,12 @@ class Evaluator:
     def process(self, item: Measured) -> dict[str, Any]:
         """Measure one model; returns its receipt, which holds the scores."""
         began = time.monotonic()
-        model: Any = models.load_base(
-            self._model, models.default_device(), self._execution.attention
+        model: Any = loading.load_base(
+            self._model, loading.default_device(), self._execution.attention
         )
         if item.adapter:
             with self._workspace.local_folder(item.adapter) as folder:
-                model = models.load_adapter(model, folder)
+                model = loading.load_adapter(model, folder)
         facts = self._evaluation.measure(model).facts()
         facts["fingerprint"] = item.fingerprint
         facts["seconds"] = round(time.monotonic() - began, 3)

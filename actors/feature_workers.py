@@ -6,11 +6,11 @@ import threading
 from functools import cached_property
 from typing import Any, ClassVar
 
-from g2is_ray import imported
-from g2is_ray.embeddings import EmbeddingWriter
-from g2is_ray.feature_writer import FeaturePart, FeatureWriter
-from g2is_ray.gradient_writer import GradientWriter
-from g2is_ray.workspace import Workspace
+from g2is_ray.features.embeddings import EmbeddingWriter
+from g2is_ray.features.gradient_writer import GradientWriter
+from g2is_ray.features.writer import FeaturePart, FeatureWriter
+from g2is_ray.training import imported
+from g2is_ray.workspace.workspace import Workspace
 
 
 class FeatureWorker:

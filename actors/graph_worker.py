@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from g2is_ray.config import GraphSettings
-from g2is_ray.graph import GraphBuilder
-from g2is_ray.graph_plan import GraphTask
-from g2is_ray.workspace import Workspace
+from g2is_ray.graph.builder import GraphBuilder
+from g2is_ray.graph.plan import GraphTask
+from g2is_ray.workspace.workspace import Workspace
 
 
 class GraphWorker:

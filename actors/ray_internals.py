@@ -1,7 +1,7 @@
 """Ray's private interfaces that the project uses: one function each, and why it is needed.
 
-Any release of Ray may change them, so its version is pinned, and `tests/test_ray_internals.py`
-checks that they exist.
+Any release of Ray may change them, so its version is pinned, and
+`tests/actors/test_ray_internals.py` checks that they exist.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from typing import Any
 
 import ray.train
 
-from actors.cluster import Share
-from actors.hello import check_nodes
+from actors.connection.cluster import Share
+from actors.pool.version_check import check_nodes
 from actors.ray_internals import interruptible_trainer
-from g2is_ray import scratch
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import G2isError, MissingError, WorkError, WorkspaceError
-from g2is_ray.workspace import Workspace
+from g2is_ray.workspace import scratch
+from g2is_ray.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _train_on_worker(config: dict[str, Any]) -> str:
     # Here, because Ray's train controller imports this module and needs none of it.
     from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
 
-    from g2is_ray.training import TunedModel
+    from g2is_ray.training.tuning import TunedModel
 
     with scratch.folder() as temporary:
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from g2is_ray.trials import Trial, TrialRunner
-from g2is_ray.workspace import Workspace
+from g2is_ray.comparison.trials import Trial, TrialRunner
+from g2is_ray.workspace.workspace import Workspace
 
 
 class TrialWorker:

@@ -15,8 +15,8 @@ from itertools import islice
 
 import numpy as np
 
-from g2is_ray.graph_selectors import FacilityLocation
-from g2is_ray.selector import Pool, Target
+from g2is_ray.selector.graph import FacilityLocation
+from g2is_ray.selector.interface import Pool, Target
 
 CLUSTER, TARGET_ROWS, NEIGHBORS = 200, 64, 32
 

@@ -31,13 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 from workload import pool_rows, product_rate, put_adapter
 
-from g2is_ray import models
-from g2is_ray.batches import pad
-from g2is_ray.chat import Encoded
+from g2is_ray.chat.encoder import Encoded
 from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
-from g2is_ray.gradients import GradientComputer, adjusted, prepared
-from g2is_ray.models import Moments
-from g2is_ray.projection import SparseProjection
+from g2is_ray.features.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.features.projection import SparseProjection
+from g2is_ray.models import loading
+from g2is_ray.models.batches import pad
+from g2is_ray.models.loading import Moments
 
 DIMENSIONS = 8192
 SHAPES = {
@@ -58,9 +58,9 @@ class Workload:
     """A model with an adapter, AdamW's moments for it, and rows."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.device = models.default_device()
+        self.device = loading.default_device()
         settings = ModelSettings(model=given.model or given.shape, dtype=given.dtype)
-        self.dtype = models.base_dtype(settings, self.device)
+        self.dtype = loading.base_dtype(settings, self.device)
         self.model = self._model(given, settings)
         self.rows = (
             _random_rows(given)
@@ -73,7 +73,7 @@ class Workload:
         if given.shape:
             base = _random_model(SHAPES[given.shape], given.layers, self.device, self.dtype)
         else:
-            base = models.load_base(settings, self.device, given.attention)
+            base = loading.load_base(settings, self.device, given.attention)
         lora = LoraSettings(
             lora_r=given.lora_r,
             lora_alpha=4 * given.lora_r,
@@ -84,7 +84,7 @@ class Workload:
     def moments(self) -> Moments:
         return {
             name: (torch.zeros(p.shape), torch.ones(p.shape))
-            for name, p in models.lora_parameters(self.model).items()
+            for name, p in loading.lora_parameters(self.model).items()
         }
 
     def wait(self) -> None:
@@ -116,7 +116,7 @@ class LessLoop:
 
     def __init__(self, work: Workload, *, project: bool) -> None:
         self._model, self._device, self._project = work.model, work.device, project
-        self._parameters = models.lora_parameters(self._model)
+        self._parameters = loading.lora_parameters(self._model)
         held = prepared(work.moments(), work.device)
         self._moments = tuple(
             torch.cat([held[name][i].flatten() for name in self._parameters]) for i in (0, 1)
@@ -196,7 +196,7 @@ def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientCompute
         token_budget=(
             "auto"
             if given.token_budget == "auto"
-            else models.token_budget(ExecutionSettings(token_budget=int(given.token_budget)))
+            else loading.token_budget(ExecutionSettings(token_budget=int(given.token_budget)))
         ),
         lora_layers=given.lora_layers,
         checkpointing=given.gradient_checkpointing,

@@ -31,12 +31,12 @@ import torch
 from workload import product_rate
 
 from g2is_ray.config import GraphSettings
-from g2is_ray.features import FeatureSet, feature_files
-from g2is_ray.graph import GraphBuilder
-from g2is_ray.graph_plan import make_plan, read_plan, steps, write_plan
-from g2is_ray.recall import measure_recall, sample_neighbors
-from g2is_ray.search import require_faiss
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.features.store import FeatureSet, feature_files
+from g2is_ray.graph.builder import GraphBuilder
+from g2is_ray.graph.plan import make_plan, read_plan, steps, write_plan
+from g2is_ray.graph.recall import measure_recall, sample_neighbors
+from g2is_ray.graph.search import require_faiss
+from g2is_ray.workspace.workspace import Workspace, part_name
 
 PART_ROWS = 4096
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

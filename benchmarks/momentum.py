@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g2is_ray import checkpoints
-from g2is_ray.adapted import gradient_linears
-from g2is_ray.arrays import normalize
 from g2is_ray.config import GradientSettings, ModelSettings, SeedSettings, build
-from g2is_ray.features import FeatureSet
-from g2is_ray.gradients import adjusted, prepared
-from g2is_ray.layout import GRADIENTS
-from g2is_ray.projection import make_projection
-from g2is_ray.search import knn_graph
-from g2is_ray.selector import descending
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.features.arrays import normalize
+from g2is_ray.features.gradients import adjusted, prepared
+from g2is_ray.features.projection import make_projection
+from g2is_ray.features.store import FeatureSet
+from g2is_ray.graph.search import knn_graph
+from g2is_ray.models import checkpoints
+from g2is_ray.models.lora_modules import gradient_linears
+from g2is_ray.selector.interface import descending
+from g2is_ray.workspace.layout import GRADIENTS
+from g2is_ray.workspace.workspace import Workspace, part_name
 
 NEIGHBORS, PICKS = 8, 100
 

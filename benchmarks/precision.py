@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from workload import warmed_model, workspace_rows
 
-from g2is_ray.adapted import gradient_linears
-from g2is_ray.gradients import GradientComputer
-from g2is_ray.projection import Unprojected
-from g2is_ray.workspace import Workspace
+from g2is_ray.features.gradients import GradientComputer
+from g2is_ray.features.projection import Unprojected
+from g2is_ray.models.lora_modules import gradient_linears
+from g2is_ray.workspace.workspace import Workspace
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},

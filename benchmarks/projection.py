@@ -21,13 +21,18 @@ import numpy as np
 import torch
 from workload import warmed_model, workspace_rows
 
-from g2is_ray import models
-from g2is_ray.arrays import normalize
-from g2is_ray.chat import Encoded
-from g2is_ray.gradients import GradientComputer, adjusted, prepared
-from g2is_ray.models import Moments
-from g2is_ray.projection import Projection, RademacherProjection, SparseProjection, Unprojected
-from g2is_ray.workspace import Workspace
+from g2is_ray.chat.encoder import Encoded
+from g2is_ray.features.arrays import normalize
+from g2is_ray.features.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.features.projection import (
+    Projection,
+    RademacherProjection,
+    SparseProjection,
+    Unprojected,
+)
+from g2is_ray.models import loading
+from g2is_ray.models.loading import Moments
+from g2is_ray.workspace.workspace import Workspace
 
 KINDS = {"sparse": SparseProjection, "rademacher": RademacherProjection}
 CHUNK = 16  # rows computed between two writes to the file
@@ -144,7 +149,7 @@ def main() -> None:
     workspace = Workspace(given.workspace)
     rows = workspace_rows(workspace, given.rows)
     model, moments = warmed_model(workspace)
-    whole = Unprojected({name: p.numel() for name, p in models.lora_parameters(model).items()})
+    whole = Unprojected({name: p.numel() for name, p in loading.lora_parameters(model).items()})
     plain = plain_gradients(model, whole, rows, given.token_budget, given.save)
     print(f"{len(plain)} rows of {whole.dimensions:,} numbers, {given.dimensions} dimensions")
 

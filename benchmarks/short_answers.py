@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.registry import Random
-from g2is_ray.selector import Choice, Pool, Target
+from g2is_ray.selector.interface import Choice, Pool, Target
+from g2is_ray.selector.registry import Random
 
 MOST_TOKENS = 50
 """Supervised tokens of the longest rows that are drawn."""

@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-import g2is_ray.walk
-from g2is_ray.arrays import normalize
-from g2is_ray.budget import row_budget
+import g2is_ray.selector.walk
 from g2is_ray.config import WalkSettings
-from g2is_ray.features import FeatureSet, feature_files
-from g2is_ray.rows import map_neighbors
-from g2is_ray.selection import Selection, carry_out, knowledge_of
-from g2is_ray.storage import array_bytes
-from g2is_ray.walk import align
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.features.arrays import normalize
+from g2is_ray.features.rows import map_neighbors
+from g2is_ray.features.store import FeatureSet, feature_files
+from g2is_ray.selection.budget import row_budget
+from g2is_ray.selection.selection import Selection, carry_out, knowledge_of
+from g2is_ray.selector.walk import align
+from g2is_ray.workspace.storage import array_bytes
+from g2is_ray.workspace.workspace import Workspace, part_name
 
 PART_ROWS = 4096
 TOPICS, TARGET_TOPICS, TARGET_ROWS = 64, 8, 64
@@ -156,15 +156,15 @@ class Products:
 
     def __init__(self) -> None:
         self.formed = 0
-        self._form = g2is_ray.walk.dot_products
-        g2is_ray.walk.dot_products = self
+        self._form = g2is_ray.selector.walk.dot_products
+        g2is_ray.selector.walk.dot_products = self
 
     def __call__(self, x_bd: np.ndarray, members_sd: np.ndarray) -> np.ndarray:
         self.formed += len(x_bd) * len(members_sd)
         return self._form(x_bd, members_sd)
 
     def stop(self) -> None:
-        g2is_ray.walk.dot_products = self._form
+        g2is_ray.selector.walk.dot_products = self._form
 
 
 class Clock:

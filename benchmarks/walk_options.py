@@ -17,17 +17,17 @@ from typing import Any, get_args
 
 import numpy as np
 
-from g2is_ray.budget import row_budget
 from g2is_ray.config import PRESETS, Features, WalkSettings, build
-from g2is_ray.examples import ExampleSet
-from g2is_ray.features import FeatureSet
-from g2is_ray.knowledge import CoreKnowledge
-from g2is_ray.layout import POOL, graph_stage
-from g2is_ray.rows import map_neighbors
-from g2is_ray.search import knn_graph
-from g2is_ray.selection import Selection, carry_out, knowledge_of
-from g2is_ray.walk import Neighbors, PassedOver, align
-from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.features.rows import map_neighbors
+from g2is_ray.features.store import FeatureSet
+from g2is_ray.graph.search import knn_graph
+from g2is_ray.selection.budget import row_budget
+from g2is_ray.selection.selection import Selection, carry_out, knowledge_of
+from g2is_ray.selector.knowledge import CoreKnowledge
+from g2is_ray.selector.walk import Neighbors, PassedOver, align
+from g2is_ray.workspace.layout import POOL, graph_stage
+from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 
 PUBLISHED, RECOMMENDED = PRESETS["paper"], PRESETS["recommended"]
 STEPS: dict[str, dict[str, Any]] = {  # each on top of those before it

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from g2is_ray import checkpoints, models
-from g2is_ray.chat import ChatEncoder, Encoded
+from g2is_ray.chat.conversation import COLUMNS, Conversation
+from g2is_ray.chat.encoder import ChatEncoder, Encoded
 from g2is_ray.config import LoraSettings, ModelSettings, ReadSettings, build
-from g2is_ray.conversation import COLUMNS, Conversation
-from g2is_ray.examples import ExampleSet
-from g2is_ray.reading import Example, read_examples
-from g2is_ray.workspace import Workspace
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.data.reading import Example, read_examples
+from g2is_ray.models import checkpoints, loading
+from g2is_ray.workspace.workspace import Workspace
 
 
 def pool_rows(settings: ModelSettings, pool: str, count: int, max_tokens: int) -> list[Encoded]:
     """Evenly spaced rows of a pool, as many as asked for."""
-    encoder = ChatEncoder(models.load_tokenizer(settings), max_tokens=max_tokens)
+    encoder = ChatEncoder(loading.load_tokenizer(settings), max_tokens=max_tokens)
     held = [one for one in read_examples([pool]) if isinstance(one, Example)]
     chosen = islice(held, 0, None, max(1, len(held) // count))
     return [encoder.encode(one.conversation) for one in islice(chosen, count)]
@@ -28,8 +28,8 @@ def pool_rows(settings: ModelSettings, pool: str, count: int, max_tokens: int) -
 
 def put_adapter(base: Any, lora: LoraSettings) -> Any:
     """`base` with an adapter, A and B alike from N(0, 0.02²): with B = 0, A has no gradient."""
-    model = models.add_adapter(base, lora, seed=0).eval()
-    for parameter in models.lora_parameters(model).values():
+    model = loading.add_adapter(base, lora, seed=0).eval()
+    for parameter in loading.lora_parameters(model).values():
         torch.nn.init.normal_(parameter, std=0.02)
     return model
 
@@ -37,14 +37,14 @@ def put_adapter(base: Any, lora: LoraSettings) -> Any:
 def workspace_rows(workspace: Workspace, count: int) -> list[Encoded]:
     """Evenly spaced rows of a workspace's pool, as its gradients would be taken of."""
     recorded = workspace.stages()["pool"]["arguments"]
-    tokenizer = models.load_tokenizer(build(ModelSettings, recorded))
+    tokenizer = loading.load_tokenizer(build(ModelSettings, recorded))
     encoder = ChatEncoder(tokenizer, max_tokens=build(ReadSettings, recorded).max_tokens)
     pool = ExampleSet(workspace, "pool")
     chosen = np.linspace(0, pool.rows - 1, count).astype(int).tolist()
     return [encoder.encode(Conversation.from_columns(row)) for row in pool.take(chosen, COLUMNS)]
 
 
-def warmed_model(workspace: Workspace, **settings: Any) -> tuple[Any, models.Moments]:
+def warmed_model(workspace: Workspace, **settings: Any) -> tuple[Any, loading.Moments]:
     """The model with its warmed-up adapter, and AdamW's moments after the warm-up.
 
     Args:

@@ -42,7 +42,7 @@ from g2is_ray.config import (
     flag,
 )
 from g2is_ray.errors import G2isError, InputError, SettingError
-from g2is_ray.methods import CompareSettings, ComparisonSettings
+from g2is_ray.selector.methods import CompareSettings, ComparisonSettings
 from jobs import startup
 from jobs.signals import Signals
 
@@ -77,7 +77,7 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("jobs.pipeline:run", _RUN, "the main job: every stage that is not done"),
+    "run": Command("jobs.run:run", _RUN, "the main job: every stage that is not done"),
     "ingest": Command("jobs.ingest:ingest", _INGEST, "read pool and targets"),
     "warmup": Command(
         "jobs.warmup:warm_up",
@@ -286,7 +286,7 @@ def _from_yaml(path: str | None) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from g2is_ray.export import ExportSettings
+    from g2is_ray.data.export import ExportSettings
     from jobs.walk import ArraySettings
 
     parser = argparse.ArgumentParser(

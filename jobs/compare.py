@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.trial_worker import TrialWorker
-from g2is_ray.budget import token_budget
-from g2is_ray.comparison import Trials, collect, table
-from g2is_ray.comparison_page import render_comparison
+from g2is_ray.comparison.comparison import Trials, collect, table
+from g2is_ray.comparison.trials import Trial
 from g2is_ray.config import (
     EvaluateSettings,
     SeedSettings,
@@ -22,11 +21,12 @@ from g2is_ray.config import (
     TuneSettings,
     WalkSettings,
 )
+from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import SettingError
-from g2is_ray.examples import ExampleSet
-from g2is_ray.layout import POOL, comparison_file, comparison_stage
-from g2is_ray.methods import CompareSettings, Method, methods_of
-from g2is_ray.trials import Trial
+from g2is_ray.report.comparison_page import render_comparison
+from g2is_ray.selection.budget import token_budget
+from g2is_ray.selector.methods import CompareSettings, Method, methods_of
+from g2is_ray.workspace.layout import POOL, comparison_file, comparison_stage
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
 from jobs.parts import finish_parts

@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.evaluator import Evaluator, Measured
 from g2is_ray.config import EvaluateSettings, ReadSettings
-from g2is_ray.layout import BASE, score_name, variants_in
+from g2is_ray.workspace.layout import BASE, score_name, variants_in
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
 from jobs.session import Session

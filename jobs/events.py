@@ -12,7 +12,7 @@ from typing import Any
 
 from g2is_ray import __version__
 from g2is_ray.errors import G2isError
-from g2is_ray.workspace import Workspace
+from g2is_ray.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class EventLog:
     """Appends events to a workspace's `events.jsonl`, those of some seconds at a time.
 
     A line is a JSON object with `time` (UTC), `event` and the event's facts; those of the pool of
-    workers are listed at `actors.pool.OnEvent`. The log is for people: nothing reads it again,
+    workers are listed at `actors.pool.pool.OnEvent`. The log is for people: nothing reads it again,
     and storage that refuses it does not end a run.
     """
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from g2is_ray.config import build
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.data.export import ExportSettings, conversations, write_selections
 from g2is_ray.errors import InputError, SettingError
-from g2is_ray.examples import ExampleSet
-from g2is_ray.export import ExportSettings, conversations, write_selections
-from g2is_ray.layout import POOL
-from g2is_ray.storage import Storage
-from g2is_ray.workspace import Workspace
+from g2is_ray.workspace.layout import POOL
+from g2is_ray.workspace.storage import Storage
+from g2is_ray.workspace.workspace import Workspace
 from jobs.selection import selected_rows
 from jobs.session import Session
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from actors.feature_workers import FeatureWorker
 from g2is_ray.config import Features
-from g2is_ray.examples import ExampleSet
-from g2is_ray.feature_writer import FeaturePart, refuse_invalid
-from g2is_ray.layout import POOL
-from g2is_ray.workspace import part_name
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.features.writer import FeaturePart, refuse_invalid
+from g2is_ray.workspace.layout import POOL
+from g2is_ray.workspace.workspace import part_name
 from jobs.parts import finish_parts
 from jobs.session import Session
 

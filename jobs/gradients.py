@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.feature_workers import GradientWorker, ImportChecker
-from g2is_ray import imported
 from g2is_ray.config import GradientSettings, ModelSettings, ReadSettings
-from g2is_ray.layout import GRADIENTS, POOL, WARMUP
+from g2is_ray.training import imported
+from g2is_ray.workspace.layout import GRADIENTS, POOL, WARMUP
 from jobs.features import compute_features, feature_stages
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts

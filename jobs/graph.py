@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.cluster import share_of_cluster
+from actors.connection.cluster import share_of_cluster
 from actors.graph_worker import GraphWorker
 from g2is_ray.config import GraphSettings, as_dict
-from g2is_ray.features import FeatureSet
-from g2is_ray.graph import faiss_index
-from g2is_ray.graph_plan import (
+from g2is_ray.features.store import FeatureSet
+from g2is_ray.graph.builder import faiss_index
+from g2is_ray.graph.plan import (
     GraphPlan,
     GraphTask,
     comparison,
@@ -26,11 +26,11 @@ from g2is_ray.graph_plan import (
     read_plan,
     write_plan,
 )
-from g2is_ray.layout import GRAPH_KINDS, graph_stage
-from g2is_ray.methods import ComparisonSettings, Method, methods_of
-from g2is_ray.recall import measure_recall
-from g2is_ray.registry import graph_read, needs_graph, reads_of
-from g2is_ray.search import check_neighbors, require_faiss
+from g2is_ray.graph.recall import measure_recall
+from g2is_ray.graph.search import check_neighbors, require_faiss
+from g2is_ray.selector.methods import ComparisonSettings, Method, methods_of
+from g2is_ray.selector.registry import graph_read, needs_graph, reads_of
+from g2is_ray.workspace.layout import GRAPH_KINDS, graph_stage
 from jobs.parts import finish_parts
 from jobs.session import Session
 

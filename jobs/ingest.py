@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from g2is_ray import models
+from g2is_ray.chat.templates import asks_for_date, identity, today
 from g2is_ray.config import (
     ModelSettings,
     PoolSettings,
@@ -22,13 +22,13 @@ from g2is_ray.config import (
     TargetSettings,
     as_dict,
 )
+from g2is_ray.data.examples import ExampleSet, write_examples
+from g2is_ray.data.sources import describe, expand, held_out
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.examples import ExampleSet, write_examples
-from g2is_ray.layout import POOL, targets_in
-from g2is_ray.limits import LimitedEncoder
-from g2is_ray.sources import describe, expand, held_out
-from g2is_ray.templates import asks_for_date, identity, today
-from g2is_ray.workspace import Workspace
+from g2is_ray.models import loading
+from g2is_ray.models.limits import LimitedEncoder
+from g2is_ray.workspace.layout import POOL, targets_in
+from g2is_ray.workspace.workspace import Workspace
 from jobs.model import check_base, model_limits
 from jobs.overlap import find_overlap
 from jobs.session import Session, identified
@@ -50,7 +50,7 @@ def ingest(session: Session) -> None:
     for file in (*targets.target.values(), *targets.test.values()):
         expand([file])
     model, read, _ = pool_settings(session)
-    tokenizer = models.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model)
     if not session.workspace.finished("pool"):
         check_base(model, read.max_tokens)
     remember = as_dict(pool)

@@ -9,11 +9,12 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
-from g2is_ray import dry_run, models, targets
-from g2is_ray.adapted import gradient_linears
 from g2is_ray.config import GradientSettings, LoraSettings, ModelSettings
-from g2is_ray.layout import GRADIENTS
-from g2is_ray.limits import Limits, limits_of
+from g2is_ray.features import dry_run
+from g2is_ray.models import loading, lora_targets
+from g2is_ray.models.limits import Limits, limits_of
+from g2is_ray.models.lora_modules import gradient_linears
+from g2is_ray.workspace.layout import GRADIENTS
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def model_limits(model: ModelSettings) -> Limits:
     Raises:
         InputError: it cannot be loaded, or is of another kind.
     """
-    return limits_of(models.load_skeleton(model))
+    return limits_of(loading.load_skeleton(model))
 
 
 def lora_settings(session: Session, model: ModelSettings, *stages: str) -> LoraSettings:
@@ -40,14 +41,14 @@ def lora_settings(session: Session, model: ModelSettings, *stages: str) -> LoraS
         InputError: the model cannot be loaded.
     """
     settings = session.settings(LoraSettings, *stages)
-    if settings.lora_targets != targets.AUTO:
+    if settings.lora_targets != lora_targets.AUTO:
         return settings
     return dataclasses.replace(settings, lora_targets=_automatic_targets(model))
 
 
 @functools.cache  # says it once
 def _automatic_targets(model: ModelSettings) -> tuple[str, ...]:
-    found = targets.attention_projections(models.load_skeleton(model))
+    found = lora_targets.attention_projections(loading.load_skeleton(model))
     log.info("lora_targets: auto is %s", ",".join(found))
     return found
 
@@ -78,7 +79,7 @@ def check_adapter(session: Session, model: ModelSettings, *, gradients: bool) ->
         SettingError: they do not fit the model, or gradients cannot be taken with them; says why.
     """
     lora = lora_settings(session, model, "warmup")
-    adapted = models.add_adapter(models.load_skeleton(model), lora, seed=0)
+    adapted = loading.add_adapter(loading.load_skeleton(model), lora, seed=0)
     if not gradients:
         return
     layers = session.settings(GradientSettings, GRADIENTS).lora_layers
@@ -89,10 +90,10 @@ def check_adapter(session: Session, model: ModelSettings, *, gradients: bool) ->
 
 
 def _is_small(model: ModelSettings) -> bool:
-    skeleton = models.load_skeleton(model)
+    skeleton = loading.load_skeleton(model)
     return 4 * sum(p.numel() for p in skeleton.parameters()) <= _SMALL_BYTES
 
 
 def _load(model: ModelSettings) -> PreTrainedModel:
     plain = dataclasses.replace(model, dtype="float32", quantization="none")
-    return models.load_base(plain, torch.device("cpu"))
+    return loading.load_base(plain, torch.device("cpu"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from g2is_ray.contamination import Overlap, overlaps, write_overlap
-from g2is_ray.examples import ExampleSet
-from g2is_ray.layout import POOL
-from g2is_ray.workspace import Workspace
+from g2is_ray.contamination.stage import Overlap, overlaps, write_overlap
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.workspace.layout import POOL
+from g2is_ray.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

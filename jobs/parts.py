@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from actors.cluster import share_of_cluster
-from actors.metrics import pool_metrics
-from actors.pool import OnEvent, WorkerPool
-from actors.shared import SharedWorkspace
+from actors.connection.cluster import share_of_cluster
+from actors.pool.metrics import pool_metrics
+from actors.pool.pool import OnEvent, WorkerPool
+from actors.pool.shared import SharedWorkspace
 from jobs.events import EventLog
 from jobs.session import Session
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from g2is_ray.config import JointSettings, RedoSettings
+from g2is_ray.data.sources import expand
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import JOINT, STAGE, comparison_file, score_name, variants_in
-from g2is_ray.records import Record
-from g2is_ray.sources import expand
-from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from g2is_ray.workspace.layout import JOINT, STAGE, comparison_file, score_name, variants_in
+from g2is_ray.workspace.records import Record
+from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 from jobs.session import Session
 
 log = logging.getLogger(__name__)

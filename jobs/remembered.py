@@ -25,9 +25,9 @@ from g2is_ray.config import (
     fields_of,
 )
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.methods import ComparisonSettings
-from g2is_ray.records import Record
-from g2is_ray.workspace import Workspace
+from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.workspace.records import Record
+from g2is_ray.workspace.workspace import Workspace
 
 _CLASSES = (
     *(ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, LoraSettings),

@@ -7,12 +7,12 @@ import hashlib
 import logging
 from collections import Counter
 
+from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import WorkspaceError
-from g2is_ray.examples import ExampleSet
-from g2is_ray.findings import pool_map, run_view, target_view
-from g2is_ray.layout import comparison_file, comparisons_in, targets_in, variants_in
-from g2is_ray.report import render
-from g2is_ray.workspace import Workspace
+from g2is_ray.report.collect import pool_map, run_view, target_view
+from g2is_ray.report.run_page import render
+from g2is_ray.workspace.layout import comparison_file, comparisons_in, targets_in, variants_in
+from g2is_ray.workspace.workspace import Workspace
 from jobs.graph import graph_settings
 from jobs.session import Session
 

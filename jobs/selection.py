@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.budget import Budget, row_budget, token_budget
 from g2is_ray.config import GraphSettings, SelectorSettings, WalkSettings, as_dict
-from g2is_ray.contamination import rows_like_tests
+from g2is_ray.contamination.stage import rows_like_tests
+from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import InputError
-from g2is_ray.examples import ExampleSet
-from g2is_ray.features import FeatureSet
-from g2is_ray.knowledge import CoreKnowledge, joint_knowledge
-from g2is_ray.layout import POOL, graph_stage
-from g2is_ray.methods import ComparisonSettings
-from g2is_ray.registry import reads_features
-from g2is_ray.rows import MappedParts, map_neighbors, map_similarities
-from g2is_ray.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
-from g2is_ray.selector import Pool, Reads, Selector, Target
-from g2is_ray.walk import Pick, align
-from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from g2is_ray.features.rows import MappedParts, map_neighbors, map_similarities
+from g2is_ray.features.store import FeatureSet
+from g2is_ray.selection.budget import Budget, row_budget, token_budget
+from g2is_ray.selection.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
+from g2is_ray.selector.interface import Pool, Reads, Selector, Target
+from g2is_ray.selector.knowledge import CoreKnowledge, joint_knowledge
+from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.selector.registry import reads_features
+from g2is_ray.selector.walk import Pick, align
+from g2is_ray.workspace.layout import POOL, graph_stage
+from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 from jobs.graph import graph_settings
 from jobs.selection_tasks import Task, selection_names, tasks_of
 from jobs.session import Session

@@ -19,9 +19,15 @@ from g2is_ray.config import (
     is_own,
 )
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import JOINT, OVERLAP, POOL, graph_stage
-from g2is_ray.methods import ComparisonSettings, Method, methods_of, parse_method, short_name
-from g2is_ray.registry import (
+from g2is_ray.selector.interface import Reads, Selector
+from g2is_ray.selector.methods import (
+    ComparisonSettings,
+    Method,
+    methods_of,
+    parse_method,
+    short_name,
+)
+from g2is_ray.selector.registry import (
     find,
     graph_read,
     needs_graph,
@@ -29,7 +35,7 @@ from g2is_ray.registry import (
     reads_of,
     source_hash,
 )
-from g2is_ray.selector import Reads, Selector
+from g2is_ray.workspace.layout import JOINT, OVERLAP, POOL, graph_stage
 from jobs.graph import graph_settings
 from jobs.session import Session
 

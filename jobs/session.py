@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from actors.cluster import connected
+from actors.connection.cluster import connected
 from g2is_ray.config import (
     PRESETS,
     ExecutionSettings,
@@ -20,9 +20,9 @@ from g2is_ray.config import (
     build,
 )
 from g2is_ray.errors import InputError, SettingError, WorkspaceError
-from g2is_ray.layout import NAME, targets_in
-from g2is_ray.model_identity import model_identity
-from g2is_ray.workspace import Growth, Workspace
+from g2is_ray.models.identity import model_identity
+from g2is_ray.workspace.layout import NAME, targets_in
+from g2is_ray.workspace.workspace import Growth, Workspace
 from jobs.events import EventLog
 from jobs.remembered import remembered
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from g2is_ray.layout import OVERLAP, WARMUP, targets_in, variants_in
-from g2is_ray.workspace import STAGE_RECEIPT, Workspace
+from g2is_ray.workspace.layout import OVERLAP, WARMUP, targets_in, variants_in
+from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 from jobs.session import Session
 
 

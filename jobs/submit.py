@@ -18,18 +18,18 @@ import aiohttp
 import yaml
 from ray.exceptions import AuthenticationError
 
-from actors.machine import without_proxy
+from actors.connection.machine import without_proxy
 from actors.ray_internals import patient_job_client
+from g2is_ray.data.sources import expand
 from g2is_ray.errors import InputError, SettingError, WorkError
-from g2is_ray.methods import parse_method
-from g2is_ray.sources import expand
+from g2is_ray.selector.methods import parse_method
 from jobs.job_log import follow
 
 log = logging.getLogger(__name__)
 for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
     logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
-ENTRYPOINT = "python -m jobs.pipeline --config run.yaml"
+ENTRYPOINT = "python -m jobs.run --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
 _FILES = ("pool", "append", "target", "test")  # settings that name files of rows
 _FOLDERS = ("model", "warmup_from")  # settings that may name folders

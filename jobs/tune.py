@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from actors.cluster import share_of_cluster
+from actors.connection.cluster import share_of_cluster
 from actors.trainer import train
 from g2is_ray.config import LoraSettings, ModelSettings, TrainingPlan, TuneSettings
 from g2is_ray.errors import SettingError
-from g2is_ray.layout import variants_in
+from g2is_ray.workspace.layout import variants_in
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
 from jobs.selection import selected_rows

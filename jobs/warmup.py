@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.cluster import share_of_cluster
+from actors.connection.cluster import share_of_cluster
 from actors.trainer import train
-from g2is_ray import checkpoints, trainer_folders
 from g2is_ray.config import TrainingPlan, WarmupSettings, as_dict
 from g2is_ray.errors import SettingError
-from g2is_ray.workspace import Growth
+from g2is_ray.models import checkpoints
+from g2is_ray.training import trainer_folders
+from g2is_ray.workspace.workspace import Growth
 from jobs.ingest import pool_settings
 from jobs.model import check_adapter, lora_settings
 from jobs.session import Session

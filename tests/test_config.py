@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from g2is_ray import config, methods
+from g2is_ray import config
 from g2is_ray.config import (
     PRESETS,
     ExecutionSettings,
@@ -21,6 +21,7 @@ from g2is_ray.config import (
     flag,
 )
 from g2is_ray.errors import SettingError
+from g2is_ray.selector import methods
 
 OWNERS = {**vars(config), **vars(methods)}
 STAGES = [cls for name, cls in OWNERS.items() if name.endswith("Settings")]

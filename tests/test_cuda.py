@@ -5,9 +5,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, adapter, examples
 
-from g2is_ray.gradients import GradientComputer
-from g2is_ray.models import lora_parameters
-from g2is_ray.projection import SparseProjection
+from g2is_ray.features.gradients import GradientComputer
+from g2is_ray.features.projection import SparseProjection
+from g2is_ray.models.loading import lora_parameters
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

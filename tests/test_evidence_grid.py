@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from g2is_ray import models
-from g2is_ray.chat import ChatEncoder
+from g2is_ray.chat.encoder import ChatEncoder
+from g2is_ray.comparison.significance import paired_interval
 from g2is_ray.config import ModelSettings
-from g2is_ray.significance import paired_interval
+from g2is_ray.models import loading
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelSettings(model=str(ROOT / "examples/tiny-lm"))
@@ -69,8 +69,8 @@ def test_losses_of_options_differ_as_those_of_whole_replies_do() -> None:
     from grid.data import with_answer
     from grid.measure import option_losses, token_losses
 
-    encoder = ChatEncoder(models.load_tokenizer(TINY), max_tokens=64)
-    model = models.load_base(TINY, torch.device("cpu")).eval()
+    encoder = ChatEncoder(loading.load_tokenizer(TINY), max_tokens=64)
+    model = loading.load_base(TINY, torch.device("cpu")).eval()
     one = row("Where is it?", "I think so.\nThe answer is maine.", "maine")
     texts = ["maine", "new york city", "a"]
     options = [encoder.encode(with_answer(one, text)) for text in texts]

@@ -17,13 +17,13 @@ import pytest
 from jinja2.exceptions import SecurityError
 from pool_files import row, write
 
-from g2is_ray import models
-from g2is_ray.chat import ChatEncoder
+from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.config import ModelSettings
+from g2is_ray.data.reading import Example, Rejected, read_examples
 from g2is_ray.errors import InputError, WorkspaceError
-from g2is_ray.reading import Example, Rejected, read_examples
-from g2is_ray.storage import array_bytes
-from g2is_ray.workspace import Workspace
+from g2is_ray.models import loading
+from g2is_ray.workspace.storage import array_bytes
+from g2is_ray.workspace.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,7 +77,7 @@ def test_an_enormous_id_is_cut_in_what_is_said_of_it(refused, tiny_model):
 
 LIMITED = """
 import resource, sys
-from g2is_ray.reading import read_examples
+from g2is_ray.data.reading import read_examples
 rows = read_examples([sys.argv[1]])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 items = [type(item).__name__ for item in rows]
@@ -151,7 +151,7 @@ def load_calls(tree):
 
 def test_nothing_in_the_code_unpickles():
     sources = [
-        path for room in ("g2is_ray", "actors", "jobs") for path in ROOT.glob(f"{room}/*.py")
+        path for room in ("g2is_ray", "actors", "jobs") for path in ROOT.glob(f"{room}/**/*.py")
     ]
     assert len(sources) > 40
     calls = [call for path in sources for call in load_calls(ast.parse(path.read_text()))]
@@ -227,7 +227,7 @@ def test_a_models_own_code_is_not_run_unless_asked_for(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder / "code")
     settings = ModelSettings(model=model_with_code, trust_remote_code=trusted)
     with pytest.raises(InputError):  # it has no model in either case
-        models.load_skeleton(settings)
+        loading.load_skeleton(settings)
     assert (folder / "owned").exists() == trusted
 
 
@@ -242,7 +242,7 @@ def test_a_model_whose_code_is_to_be_run_is_named(g2is, tiny_model, capsys):
 
 
 def test_a_chat_template_runs_in_a_sandbox(tiny_model):
-    tokenizer = models.load_tokenizer(ModelSettings(model=tiny_model))
+    tokenizer = loading.load_tokenizer(ModelSettings(model=tiny_model))
     tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(InputError, match="rejects the conversation") as refusal:
         ChatEncoder(tokenizer, max_tokens=64).encode(row(0)["messages"])
@@ -250,6 +250,6 @@ def test_a_chat_template_runs_in_a_sandbox(tiny_model):
 
 
 def test_a_row_is_never_taken_for_a_template(tiny_model):
-    encoder = ChatEncoder(models.load_tokenizer(ModelSettings(model=tiny_model)), max_tokens=256)
+    encoder = ChatEncoder(loading.load_tokenizer(ModelSettings(model=tiny_model)), max_tokens=256)
     ids = encoder.encode([{"role": "assistant", "content": "{{ 7 * 7 }}"}]).input_ids
     assert "{{ 7 * 7 }}" in encoder.tokenizer.decode(ids)

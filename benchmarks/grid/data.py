@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from g2is_ray.chat import ChatEncoder
+from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.errors import InputError
 from grid.design import LEVELS, OTHERS, TARGETS, Cell, Scale, TargetKind
 

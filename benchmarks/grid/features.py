@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.trainer_callback import PrinterCallback
 
-from g2is_ray import models, scratch
-from g2is_ray.arrays import normalize
-from g2is_ray.chat import ChatEncoder
+from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.config import Features, SeedSettings, TrainingPlan
-from g2is_ray.embeddings import EmbeddingWriter
-from g2is_ray.examples import ExampleSet, write_examples
-from g2is_ray.feature_writer import FeaturePart, FeatureWriter
-from g2is_ray.gradient_writer import GradientWriter
-from g2is_ray.layout import POOL, WARMUP
-from g2is_ray.training import TunedModel
-from g2is_ray.workspace import Workspace, part_name
+from g2is_ray.data.examples import ExampleSet, write_examples
+from g2is_ray.features.arrays import normalize
+from g2is_ray.features.embeddings import EmbeddingWriter
+from g2is_ray.features.gradient_writer import GradientWriter
+from g2is_ray.features.writer import FeaturePart, FeatureWriter
+from g2is_ray.models import loading
+from g2is_ray.training.tuning import TunedModel
+from g2is_ray.workspace import scratch
+from g2is_ray.workspace.layout import POOL, WARMUP
+from g2is_ray.workspace.workspace import Workspace, part_name
 from grid.data import Data, Row, draw
 from grid.design import TARGETS, Scale, Settings
 
@@ -39,7 +40,7 @@ class Source:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.scale, self.settings = folder, scale, settings
         self.workspace = Workspace(str(folder))
-        tokenizer = models.load_tokenizer(settings.model)
+        tokenizer = loading.load_tokenizer(settings.model)
         self.encoder = ChatEncoder(tokenizer, max_tokens=settings.read.max_tokens)
         self.data: Data = draw(data, scale, self.encoder)
         self._writers: dict[Features, FeatureWriter] = {}

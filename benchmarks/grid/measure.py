@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g2is_ray.batches import batches_by_length, pad
-from g2is_ray.chat import IGNORED, ChatEncoder, Encoded
+from g2is_ray.chat.encoder import IGNORED, ChatEncoder, Encoded
+from g2is_ray.models.batches import batches_by_length, pad
 from grid.data import Row, closed_set, with_answer
 
 _BATCH_TOKENS = 1024  # padded

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g2is_ray import models
-from g2is_ray.budget import Budget as Amount
-from g2is_ray.budget import row_budget, token_budget
 from g2is_ray.config import WALK, GraphSettings, WalkSettings
-from g2is_ray.methods import Method, parse_method
-from g2is_ray.registry import find, graph_read, reads_features
-from g2is_ray.rows import ArrayRows
-from g2is_ray.search import Nearest, on_device, search_exactly
-from g2is_ray.selection import Aim, carry_out, choose, knowledge_of
-from g2is_ray.selector import Pool, Target
-from g2is_ray.walk import align
+from g2is_ray.features.rows import ArrayRows
+from g2is_ray.graph.search import Nearest, on_device, search_exactly
+from g2is_ray.models import loading
+from g2is_ray.selection.budget import Budget as Amount
+from g2is_ray.selection.budget import row_budget, token_budget
+from g2is_ray.selection.selection import Aim, carry_out, choose, knowledge_of
+from g2is_ray.selector.interface import Pool, Target
+from g2is_ray.selector.methods import Method, parse_method
+from g2is_ray.selector.registry import find, graph_read, reads_features
+from g2is_ray.selector.walk import align
 from grid.data import Row
 from grid.design import METHODS, Budget, Cell
 from grid.features import Source
@@ -132,7 +132,7 @@ class CellPool:
 
 def _nearest(x: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     valid = np.flatnonzero(x.any(axis=1))
-    device = models.default_device()
+    device = loading.default_device()
     rows = on_device(x[valid], device)
     nearest = Nearest(valid, k, device)
     search_exactly(nearest, rows, rows, torch.from_numpy(valid).to(device))

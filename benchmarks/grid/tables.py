@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from g2is_ray.significance import Interval, paired_interval
+from g2is_ray.comparison.significance import Interval, paired_interval
 from grid.design import DEFAULT, LEVELS, METHODS, REFERENCE, TARGETS, TrialKey
 from grid.results import Line, Results, common_seeds, decode, seeds_of
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.trainer_callback import PrinterCallback
 
-from g2is_ray import models, scratch
-from g2is_ray.training import TunedModel
+from g2is_ray.models import loading
+from g2is_ray.training.tuning import TunedModel
+from g2is_ray.workspace import scratch
 from grid.design import TARGETS, Cell, Scale, Settings, TrialKey
 from grid.features import Source
 from grid.files import write_whole
@@ -65,8 +66,8 @@ class Runner:
     def _measure_base(self, target: str) -> None:
         file = base_file(self._folder, target)
         if not file.exists():
-            device = models.default_device()
-            base = models.load_base(self._settings.model, device, "auto")
+            device = loading.default_device()
+            base = loading.load_base(self._settings.model, device, "auto")
             found = measure(base, self._measures[target], self._general, self._pad_id)
             _write(file, {"commit": self._commit, "versions": versions()}, found)
 

@@ -1,0 +1,109 @@
+"""HTML pages that need no network, scripts or other files; and how they show texts and numbers.
+
+`render_page` fills one of the templates beside this file. Every text printed there is cleaned, cut
+and escaped.
+"""
+
+import math
+import os
+import platform
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+DASH = "\u2013"
+TEXT_CHARACTERS = 3_000  # of any one text, at most
+_REPLACED = "\ufffd"
+_JOINERS = "\u200c\u200d\u00ad"  # format characters that ordinary text needs
+
+
+def now() -> str:
+    """Date and time, as pages show when they were made."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def this_machine() -> str:
+    """What the page was made on, in a few words."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+
+
+def render_page(template: str, **values: object) -> str:
+    """The page that a template makes of the values."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    )
+    environment.filters |= {
+        one.__name__: one for one in (count, number, signed, percent, duration, size)
+    }
+    environment.globals |= {"cut": clean}
+    return environment.get_template(template).render(**values)
+
+
+def _finalize(value: object) -> object:
+    if value is None:
+        return DASH
+    return value if isinstance(value, Markup | int) else clean(value, TEXT_CHARACTERS)
+
+
+def clean(text: object, limit: int = 300) -> str:
+    """Text as a page can show it: cut to `limit` characters, without control characters.
+
+    Control characters, surrogates and direction overrides become U+FFFD; line ends become
+    newlines. A long text that was cut says how long it was.
+    """
+    whole = str(text)
+    kept = whole[:limit].replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    shown = "".join(character if _printable(character) else _REPLACED for character in kept)
+    if len(whole) <= limit:
+        return shown
+    return f"{shown}… [{len(whole):,} characters]" if limit >= 200 else f"{shown}…"
+
+
+def _printable(character: str) -> bool:
+    if character in "\n\t" or character in _JOINERS:
+        return True
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+
+
+def count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:,.{digits}f}".replace("-", "\u2212")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    return ("+" if value is not None and value > 0 else "") + number(value, digits)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    if value is not None and 0 < value < 0.0005:
+        return "<0.1\u202f%"
+    shown = number(None if value is None else 100 * value, digits)
+    return shown if shown == DASH else f"{shown}\u202f%"
+
+
+def duration(seconds: float) -> str:
+    if not seconds >= 60:
+        return f"{number(seconds, 1)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def size(value: float) -> str:
+    """A number of bytes."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    power = min(int(math.log10(max(value, 1))) // 3, len(units) - 1)
+    return f"{value / 1000**power:.{min(power, 1)}f}\u202f{units[power]}"

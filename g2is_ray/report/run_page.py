@@ -1,0 +1,403 @@
+"""The report of one run: a single HTML page that needs no network, scripts or other files.
+
+`render` turns plain records (below) into the page; `own_share` says how much a selection
+favors the target's own sources. The page is `report.html.j2`; the drawings, and the map of
+the pool's gradients, are in `charts`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from g2is_ray.report import charts
+from g2is_ray.report.charts import MapPoints as MapPoints
+from g2is_ray.report.charts import map_points as map_points
+from g2is_ray.report.pages import DASH, clean, number, render_page
+
+NO_COLOR = "c7"  # of picks without a component
+SHOWN_PICKS = 20  # picks listed with their text
+SHOWN_SOURCES = 18  # sources charted one by one
+SHOWN_MARKS = 1_500  # picks drawn in one chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelScore:
+    """One row of the evaluation table: a model on the target's test rows."""
+
+    name: str
+    """Shown as given; several seeds of one model share a name."""
+    role: str
+    """"base" (not tuned), "selection" (tuned on the main selection) or "baseline"."""
+    examples: int | None
+    """Rows tuned on."""
+    steps: int | None
+    """Optimizer steps."""
+    train_tokens: int | None
+    """Supervised tokens trained on, over all epochs."""
+    seed: int | None
+    loss: float
+    """Mean negative log-likelihood per supervised token."""
+    test_tokens: int
+    exact_match: float | None
+    """Share in [0, 1]; None when the rows carry no answer."""
+    exact_match_rows: int
+    cut_replies: int = 0
+    """Replies that reached max_new_tokens before their turn's end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRow:
+    """One principal component of the target's gradients and what the walk found for it."""
+
+    index: int
+    """Shown as given; picks refer to it."""
+    target: str = ""
+    """Whose component it is, in a selection for several targets."""
+    weight: float
+    explained_variance_ratio: float
+    budget: int
+    selected: int
+    anchors: int
+    neighbors: int
+    fallbacks: int
+    conflicting: int = 0
+    """Nearer neighbors that were passed over, as is the next; see `walk.PassedOver`."""
+    inconsistent: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """One selected example; ranks and components are shown as given, so count them from 1."""
+
+    rank: int
+    row: int
+    """Row of the pool."""
+    id: str
+    component: int | None
+    """None where the procedure has no components."""
+    step: str
+    """"anchor", "neighbor" or "fallback"; any other word is shown as it is."""
+    similarity: float
+    """Cosine: to the component (anchor, fallback) or to the previous pick (neighbor); the score
+    of any other step, NaN where there is none."""
+    group: str
+    """Source of the row."""
+    text: str = ""
+    """Prompt; only the first picks need it."""
+    answer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionView:
+    """One selection of a target: the main one or one to compare it with."""
+
+    name: str
+    title: str
+    settings: Mapping[str, object]
+    budget: int
+    unit: str = "rows"
+    """What the budget, also of components, is counted in."""
+    components: Sequence[ComponentRow]
+    picks: Sequence[Pick]
+    """All picks in the order they were made."""
+    selected_groups: Mapping[str, int]
+    """Selected rows of each source."""
+    like_tests: int = 0
+    """Selected rows that are like test rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetView:
+    """A target with its selections and the evaluation of the models tuned on them."""
+
+    name: str
+    rows: int
+    test_rows: int
+    groups: Mapping[str, int]
+    """Rows of each source in the target."""
+    overlap: Sequence[str] = ()
+    """Sentences on test rows in the pool and among target rows."""
+    main: SelectionView
+    others: Sequence[SelectionView] = ()
+    scores: Sequence[ModelScore] = ()
+
+
+class Timing(NamedTuple):
+    """Wall-clock seconds of one stage."""
+
+    stage: str
+    seconds: float
+    parts: int
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """What was run, on what, and how long it took."""
+
+    model: str
+    workspace: str
+    version: str
+    created: str
+    machine: str
+    pool_rows: int
+    rejected_rows: int
+    truncated_rows: int
+    invalid_rows: int
+    pool_groups: Mapping[str, int]
+    settings: Mapping[str, Mapping[str, object]]
+    """Settings by stage."""
+    timings: Sequence[Timing | tuple[str, float, int, str]] = ()
+    graph: Mapping[str, object] = field(default_factory=dict)
+    command: str = ""
+    comparisons: Sequence[int] = ()
+    """Budgets, in supervised tokens, of the comparisons to link to."""
+
+
+def own_share(
+    selected_groups: Mapping[str, int],
+    pool_groups: Mapping[str, int],
+    target_groups: Iterable[str],
+) -> float | None:
+    """Lift of the target's own sources: their share of the selection over that of the pool.
+
+    1 is what random picks give on average. None when the target's sources do not occur in
+    the pool, or when nothing is selected.
+
+    >>> own_share({"math": 3, "chat": 1}, {"math": 10, "chat": 90}, ["math"])
+    7.5
+    """
+    own = set(target_groups)
+    pool, selected = _share(pool_groups, own), _share(selected_groups, own)
+    return selected / pool if pool and selected is not None else None
+
+
+def _share(groups: Mapping[str, int], own: Iterable[str]) -> float | None:
+    total = sum(groups.values())
+    return sum(groups.get(name, 0) for name in set(own)) / total if total else None
+
+
+def render(run: RunView, targets: Sequence[TargetView], points: MapPoints | None) -> str:
+    """The report as one HTML page; every text of the data is cleaned, cut and escaped.
+
+    Args:
+        run: what was run.
+        targets: one section each.
+        points: the map of the pool; None leaves the maps out.
+    """
+    sections = [_section(run, target, points) for target in targets]
+    return render_page(
+        "report.html.j2",
+        run=run,
+        sections=sections,
+        pool_sources=len(run.pool_groups),
+        mark_limit=SHOWN_MARKS,
+        charts=charts,
+    )
+
+
+def _section(run: RunView, target: TargetView, points: MapPoints | None) -> dict[str, object]:
+    """Everything the template shows of one target."""
+    main, selections = target.main, [target.main, *target.others]
+    own = {name for name, rows in target.groups.items() if rows > 0}
+    losses = {
+        role: _mean(score.loss for score in _of_role(target.scores, role))
+        for role in ("base", "selection", "random")
+    }
+    return {
+        "target": target,
+        "main": main,
+        "leaks": [one for one in selections if one.like_tests],
+        "own": own,
+        "own_pool_share": _share(run.pool_groups, own),
+        "scores": _scores(target.scores, losses["base"]),
+        "losses": losses,
+        "seeds": len({score.seed for score in _of_role(target.scores, "selection")}),
+        "tokens": _tokens(target.scores),
+        "colors": _colors(main),
+        "map": _maps(target, own, points),
+        "sources": _sources(run.pool_groups, selections, own),
+        "walk": charts.walk_chart(_walk_points(main), "Similarity of the picks in their order"),
+        "compared": [_compared(one, main, run.pool_groups, own) for one in selections],
+        "picks": _reasons(main.picks),
+    }
+
+
+def _of_role(scores: Iterable[ModelScore], role: str) -> list[ModelScore]:
+    """Scores of a role; "random" is every baseline whose name starts so."""
+    if role == "random":
+        return [s for s in scores if s.role == "baseline" and s.name.startswith("random")]
+    return [s for s in scores if s.role == role]
+
+
+def _tokens(scores: Sequence[ModelScore]) -> tuple[float, float] | None:
+    """Mean supervised tokens of selection and random when they differ by more than 10 %."""
+    means = []
+    for role in ("selection", "random"):
+        tokens = [s.train_tokens for s in _of_role(scores, role) if s.train_tokens is not None]
+        if not tokens:
+            return None
+        means.append(fmean(tokens))
+    return (means[0], means[1]) if abs(means[0] - means[1]) > 0.1 * max(means) else None
+
+
+def _scores(scores: Sequence[ModelScore], base: float | None) -> list[dict[str, object]]:
+    changes = [s.loss - base if base is not None else math.nan for s in scores]
+    finite = [0.0, *(change for change in changes if math.isfinite(change))]
+    rows = []
+    for score, change in zip(scores, changes, strict=True):
+        bar = Markup("")
+        if math.isfinite(change) and score.role != "base":
+            class_ = "main" if score.role == "selection" else "pool"
+            bar = charts.difference(change, min(finite), max(finite), class_)
+        rows.append({"score": score, "change": change, "bar": bar})
+    return rows
+
+
+def _colors(selection: SelectionView) -> dict[int | None, str]:
+    return {row.index: charts.component_color(i) for i, row in enumerate(selection.components)}
+
+
+def _maps(target: TargetView, own: set[str], points: MapPoints | None) -> list[dict[str, object]]:
+    """The map with the main selection, then small ones with up to three others."""
+    if points is None or not len(points.rows):
+        return []
+    places = {int(row): place for place, row in enumerate(points.rows)}
+    maps: list[dict[str, object]] = []
+    for order, selection in enumerate([target.main, *target.others][:4]):
+        large, colors, other = order == 0, _colors(target.main), charts.other_color(order - 1)
+        found = [pick for pick in selection.picks if pick.row in places]
+        marks = [
+            charts.Mark(
+                point=places[pick.row],
+                color=colors.get(pick.component, NO_COLOR) if large else other,
+                step=pick.step,
+                title=_tooltip(pick),
+            )
+            for pick in _thin(found)
+        ]
+        label = f"Map of {len(places):,} pool examples with {len(found):,} selected ones"
+        drawn = charts.gradient_map(
+            points.xy, points.groups, own, marks, label, 640 if large else 300, large
+        )
+        maps.append({"svg": drawn, "title": selection.title, "found": len(found), "of": selection})
+    return maps
+
+
+def _thin(picks: Sequence[Pick]) -> list[Pick]:
+    """At most about SHOWN_MARKS picks: every n-th, and anchors at a finer stride."""
+    stride = max(1, math.ceil(len(picks) / SHOWN_MARKS))
+    anchors = [i for i, pick in enumerate(picks) if pick.step == "anchor"]
+    kept = {*range(0, len(picks), stride), *anchors[:: max(1, math.ceil(len(anchors) / 300))]}
+    return [picks[i] for i in sorted(kept)]
+
+
+def _tooltip(pick: Pick) -> str:
+    of = ", score" if pick.component is None else f", component {pick.component}, cos"
+    kind, group = clean(pick.step, 40), clean(pick.group, 60)
+    return f"#{pick.rank} {kind}{of} {number(pick.similarity, 2)}, {group}, row {pick.row}"
+
+
+def _walk_points(selection: SelectionView) -> list[charts.WalkPoint]:
+    colors = _colors(selection)
+    return [
+        charts.WalkPoint(
+            pick.rank,
+            pick.similarity,
+            pick.step,
+            DASH if pick.component is None else str(pick.component),
+            colors.get(pick.component, NO_COLOR),
+            _tooltip(pick),
+        )
+        for pick in _thin(selection.picks)
+    ]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Shares of one source: of the pool, of the main selection, of each other selection."""
+
+    name: str
+    own: bool
+    shares: Sequence[float]
+
+    @property
+    def lift(self) -> float | None:
+        return self.shares[1] / self.shares[0] if self.shares[0] else None
+
+
+def _sources(
+    pool: Mapping[str, int], selections: Sequence[SelectionView], own: set[str]
+) -> list[tuple[_Source, Markup]]:
+    """Share of each source before and after with its bars, sorted by lift, small ones folded."""
+    groups = [pool, *(selection.selected_groups for selection in selections)]
+    totals = [sum(group.values()) or 1 for group in groups]
+    sources = [
+        _Source(
+            name, name in own, [g.get(name, 0) / t for g, t in zip(groups, totals, strict=True)]
+        )
+        for name in {name for group in groups for name in group}
+    ]
+    sources.sort(key=lambda source: (not source.own, -max(source.shares[:2]), source.name))
+    fold_at = SHOWN_SOURCES if len(sources) > SHOWN_SOURCES + 1 else len(sources)
+    folded = [source.shares for source in sources[fold_at:]]
+    rows = sorted(sources[:fold_at], key=lambda row: (row.lift is None, -(row.lift or 0)))
+    if folded:
+        sums = [sum(column) for column in zip(*folded, strict=True)]
+        rows.append(_Source(f"{len(folded)} smaller sources", False, sums))
+    top = max((max(row.shares) for row in rows), default=0.0)
+    classes = ["pool", "main", *(charts.other_color(place) for place in range(len(selections) - 1))]
+    label = "shares before and after"
+    return [
+        (row, charts.bars(list(zip(row.shares, classes, strict=True)), top, label)) for row in rows
+    ]
+
+
+def _compared(
+    selection: SelectionView, main: SelectionView, pool: Mapping[str, int], own: set[str]
+) -> dict[str, object]:
+    rows = {pick.row for pick in selection.picks}
+    neighbors = [p.similarity for p in selection.picks if p.step == "neighbor"]
+    others = [p.similarity for p in selection.picks if p.step in ("anchor", "fallback")]
+    return {
+        "selection": selection,
+        "share": _share(selection.selected_groups, own),
+        "lift": own_share(selection.selected_groups, pool, own),
+        "neighbor_similarity": _mean(neighbors),
+        "component_similarity": _mean(others),
+        "fallbacks": sum(pick.step == "fallback" for pick in selection.picks),
+        "sources": sum(count > 0 for count in selection.selected_groups.values()),
+        "shared": len(rows & {pick.row for pick in main.picks}),
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else None
+
+
+def _reasons(picks: Sequence[Pick]) -> list[tuple[Pick, str]]:
+    """The first picks, each with the reason it was taken, in plain words."""
+    reasons: list[tuple[Pick, str]] = []
+    last: dict[int | None, int] = {}
+    for pick in picks[:SHOWN_PICKS]:
+        cosine = f"(cos {number(pick.similarity, 2)})"
+        before = last.get(pick.component)
+        of = f"component {pick.component}"
+        if pick.step == "anchor":
+            reason = f"anchor: the unused example closest to {of} {cosine}"
+        elif pick.step == "neighbor":
+            reason = f"neighbor of {f'#{before}' if before is not None else 'the last'} {cosine}"
+        elif pick.step == "fallback":
+            reason = f"fallback: no neighbor qualified; the closest to {of} that does {cosine}"
+        elif math.isnan(pick.similarity):
+            reason = pick.step
+        else:
+            reason = f"{pick.step} (score {number(pick.similarity, 2)})"
+        reasons.append((pick, reason))
+        last[pick.component] = pick.rank
+    return reasons

@@ -1,0 +1,79 @@
+"""Whether an imported adapter does on the workspace's model what it did in its training."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from g2is_ray.chat.conversation import COLUMNS, Conversation
+from g2is_ray.chat.encoder import ChatEncoder, Encoded
+from g2is_ray.config import ExecutionSettings, ModelSettings
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.models import checkpoints, loading
+from g2is_ray.models.batches import Batch, batches_by_length
+from g2is_ray.models.loss import SupervisedLoss
+from g2is_ray.workspace.layout import POOL, WARMUP
+from g2is_ray.workspace.workspace import Workspace
+
+LOSSES = "losses"  # name of the receipt in the stage of the warm-up
+_ROWS = 32  # of the pool, the first ones
+_WORSE = 1.02  # loss with the adapter by that without, above which it does harm
+_APART = 1.25  # loss by the logged one, or the other way round, above which they disagree
+
+
+@torch.no_grad()
+def measure(
+    workspace: Workspace, settings: ModelSettings, execution: ExecutionSettings, max_tokens: int
+) -> dict[str, Any]:
+    """Write and return the receipt `losses` of the warm-up.
+
+    It holds `rows`, `tuned` and `base`: the mean loss per supervised token of the pool's first
+    rows, with the last checkpoint's adapter and without it.
+    """
+    tokenizer = loading.load_tokenizer(settings)
+    encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=settings.template_date)
+    rows = itertools.islice(ExampleSet(workspace, POOL).read_all(COLUMNS), _ROWS)
+    encoded = [encoder.encode(Conversation.from_columns(row)) for row in rows]
+    model: Any = checkpoints.load_model(workspace, settings, execution.attention)
+    pad_id, budget = tokenizer.pad_token_id or 0, loading.token_budget(execution)
+    tuned = _loss(model, encoded, pad_id, budget)
+    with model.disable_adapter():
+        base = _loss(model, encoded, pad_id, budget)
+    facts = {"rows": len(encoded), "tuned": tuned, "base": base}
+    return workspace.commit(WARMUP, LOSSES, {}, facts)
+
+
+def _loss(model: Any, encoded: list[Encoded], pad_id: int, budget: int) -> float:
+    supervised = SupervisedLoss(model)
+    total = 0.0
+    for indices in batches_by_length([len(one.input_ids) for one in encoded], budget):
+        batch = Batch.of([encoded[i] for i in indices], pad_id, model.device)
+        total += float(supervised.sums(batch).sum())
+    return total / sum(one.supervised_tokens for one in encoded)
+
+
+def doubt(losses: Mapping[str, Any], receipt: Mapping[str, Any], model: str) -> str:
+    """Why the adapter seems to be of another base model, or of other rows; empty if it does not.
+
+    Args:
+        losses: the receipt that `measure` writes.
+        receipt: of the imported warm-up.
+        model: the workspace's.
+    """
+    logged, tuned, base = receipt.get("train_loss"), losses["tuned"], losses["base"]
+    harms = not tuned <= _WORSE * base
+    known = logged is not None and logged > 0 and tuned > 0
+    apart = known and abs(math.log(tuned / logged)) > math.log(_APART)
+    if not harms and not apart:
+        return ""
+    said = f", and {logged:.3f} in its training's log" if logged is not None else ""
+    return (
+        f"the imported adapter has a loss of {tuned:.3f} on {losses['rows']} rows of the pool, "
+        f"where the model without it has {base:.3f}{said}: make sure that its base, "
+        f"{receipt.get('base') or 'which it does not name'}, is the model here, {model}, and that "
+        "it was trained on rows like these"
+    )
