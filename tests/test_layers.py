@@ -15,6 +15,22 @@ ALLOWED_TO_IMPORT = {
     "actors": {"g2is_ray", "actors", "ray"},
     "jobs": {"g2is_ray", "actors", "jobs", "ray"},
 }
+LADDER = [
+    ["errors", "config"],
+    ["workspace"],
+    ["chat"],
+    ["data"],
+    ["contamination"],
+    ["models"],
+    ["features"],
+    ["training"],
+    ["graph", "selector"],
+    ["selection"],
+    ["comparison"],
+    ["report"],
+]
+"""Rooms of the library. Each imports only itself and rooms on the steps above it."""
+
 # Folders of one person's machine; /home/ray and such are a container's or an example's.
 PERSONAL = re.compile(r"/Users/\w|/home/(?!ray\b|ubuntu\b|user\b)\w|/[r]oot/")
 
@@ -45,6 +61,32 @@ def test_imports_are_found_wherever_they_stand(floor, tmp_path):
     file = tmp_path / "module.py"
     file.write_text(f"def f():\n    import {floor}.x as y\n    from {floor} import z\n")
     assert imports(file) == {floor}
+
+
+def rooms_imported(file: Path) -> set[str]:
+    """Rooms of the library that a file imports anywhere; a name of its face is none."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("g2is_ray."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "g2is_ray":
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_a_room_imports_only_rooms_above_it():
+    library = REPOSITORY / "g2is_ray"
+    above: set[str] = {"__version__"}
+    for step in LADDER:
+        for room in step:
+            allowed = above | ({"errors", "config"} if room == "config" else {room})
+            files = [*(library / room).rglob("*.py"), *library.glob(f"{room}.py")]
+            assert files, f"there is no room {room}"
+            for file in files:
+                assert rooms_imported(file) <= allowed, file
+        above |= set(step)
+    rooms = {path.stem for path in library.iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__pycache__"} == above - {"__version__"}
 
 
 def test_no_module_bears_the_name_of_one_of_the_standard_library():

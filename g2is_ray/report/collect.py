@@ -15,7 +15,6 @@ from g2is_ray.config import PAPER, WALK, Features, GraphSettings
 from g2is_ray.contamination.stage import notes, rows_like_tests_if_compared
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.features.store import FeatureSet
-from g2is_ray.report.pages import now, this_machine
 from g2is_ray.report.run_page import (
     SHOWN_PICKS,
     ComponentRow,
@@ -30,6 +29,7 @@ from g2is_ray.report.run_page import (
 )
 from g2is_ray.selection.selection import read_picks
 from g2is_ray.workspace.layout import BASE, JOINT, model_name, score_name, variants_in
+from g2is_ray.workspace.provenance import now, this_machine
 from g2is_ray.workspace.workspace import Workspace
 
 _MAP_POINTS = 2000

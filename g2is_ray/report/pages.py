@@ -5,10 +5,7 @@ and escaped.
 """
 
 import math
-import os
-import platform
 import unicodedata
-from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
@@ -18,16 +15,6 @@ DASH = "\u2013"
 TEXT_CHARACTERS = 3_000  # of any one text, at most
 _REPLACED = "\ufffd"
 _JOINERS = "\u200c\u200d\u00ad"  # format characters that ordinary text needs
-
-
-def now() -> str:
-    """Date and time, as pages show when they were made."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def this_machine() -> str:
-    """What the page was made on, in a few words."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
 
 
 def render_page(template: str, **values: object) -> str:

@@ -17,6 +17,7 @@ from g2is_ray.report import charts
 from g2is_ray.report.charts import MapPoints as MapPoints
 from g2is_ray.report.charts import map_points as map_points
 from g2is_ray.report.pages import DASH, clean, number, render_page
+from g2is_ray.selection.lift import own_share, share_of
 
 NO_COLOR = "c7"  # of picks without a component
 SHOWN_PICKS = 20  # picks listed with their text
@@ -158,29 +159,6 @@ class RunView:
     """Budgets, in supervised tokens, of the comparisons to link to."""
 
 
-def own_share(
-    selected_groups: Mapping[str, int],
-    pool_groups: Mapping[str, int],
-    target_groups: Iterable[str],
-) -> float | None:
-    """Lift of the target's own sources: their share of the selection over that of the pool.
-
-    1 is what random picks give on average. None when the target's sources do not occur in
-    the pool, or when nothing is selected.
-
-    >>> own_share({"math": 3, "chat": 1}, {"math": 10, "chat": 90}, ["math"])
-    7.5
-    """
-    own = set(target_groups)
-    pool, selected = _share(pool_groups, own), _share(selected_groups, own)
-    return selected / pool if pool and selected is not None else None
-
-
-def _share(groups: Mapping[str, int], own: Iterable[str]) -> float | None:
-    total = sum(groups.values())
-    return sum(groups.get(name, 0) for name in set(own)) / total if total else None
-
-
 def render(run: RunView, targets: Sequence[TargetView], points: MapPoints | None) -> str:
     """The report as one HTML page; every text of the data is cleaned, cut and escaped.
 
@@ -213,7 +191,7 @@ def _section(run: RunView, target: TargetView, points: MapPoints | None) -> dict
         "main": main,
         "leaks": [one for one in selections if one.like_tests],
         "own": own,
-        "own_pool_share": _share(run.pool_groups, own),
+        "own_pool_share": share_of(run.pool_groups, own),
         "scores": _scores(target.scores, losses["base"]),
         "losses": losses,
         "seeds": len({score.seed for score in _of_role(target.scores, "selection")}),
@@ -365,7 +343,7 @@ def _compared(
     others = [p.similarity for p in selection.picks if p.step in ("anchor", "fallback")]
     return {
         "selection": selection,
-        "share": _share(selection.selected_groups, own),
+        "share": share_of(selection.selected_groups, own),
         "lift": own_share(selection.selected_groups, pool, own),
         "neighbor_similarity": _mean(neighbors),
         "component_similarity": _mean(others),

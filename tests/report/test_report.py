@@ -14,7 +14,8 @@ from report_views import HOSTILE, Page, run, score, selection, some_points, targ
 
 from g2is_ray.errors import InputError
 from g2is_ray.report.pages import clean, duration
-from g2is_ray.report.run_page import MapPoints, Timing, map_points, own_share, render
+from g2is_ray.report.run_page import MapPoints, Timing, map_points, render
+from g2is_ray.selection.lift import own_share
 
 
 def hostile_page() -> str:
