@@ -133,17 +133,13 @@ def _train_on_worker(config: dict[str, Any]) -> str:
         except G2isError as error:  # raised, it would be tried again, which cannot help
             return str(error)
         tuned.trainer.add_callback(RayTrainReportCallback())
-        trainer = prepare_trainer(tuned.trainer)
+        prepare_trainer(tuned.trainer)
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            trainer.train()
+            tuned.train()
         else:
             with checkpoint.as_directory() as folder:
-                trainer.train(
-                    resume_from_checkpoint=str(
-                        Path(folder) / RayTrainReportCallback.CHECKPOINT_NAME
-                    )
-                )
+                tuned.train(str(Path(folder) / RayTrainReportCallback.CHECKPOINT_NAME))
         if ray.train.get_context().get_world_rank() == 0:
             tuned.save()
     return ""

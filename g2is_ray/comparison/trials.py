@@ -100,7 +100,7 @@ class TrialRunner:
                 scratch=temporary,
             )
             tuned.trainer.remove_callback(PrinterCallback)  # metrics of many trainings at once
-            tuned.trainer.train()
+            tuned.train()
         model, facts = tuned.model(), tuned.facts()
         model.gradient_checkpointing_disable()  # on a GPU; it would keep generation from caching
         return model, facts | {"tune_seconds": facts["seconds"]}

@@ -6,11 +6,9 @@ Runs without Ray; `actors/trainer.py` runs the same inside Ray Train.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +38,7 @@ from g2is_ray.features import dry_run
 from g2is_ray.models import checkpoints, loading
 from g2is_ray.models.batches import pad
 from g2is_ray.models.rope import regimes, require_one_regime
+from g2is_ray.training import trackers
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,8 @@ class TunedModel:
     ) -> None:
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._began = time.monotonic()
-        _prepare_trackers(execution.report_to, workspace.writable_folder(f"{stage}/tensorboard"))
+        self._report_to = execution.report_to
+        trackers.require_installed(execution.report_to)
         tokenizer = loading.load_tokenizer(plan.model)
         encoder = ChatEncoder(
             tokenizer, max_tokens=plan.max_tokens, template_date=plan.model.template_date
@@ -105,9 +105,15 @@ class TunedModel:
             data_collator=_Collator(tokenizer),
             callbacks=[_MetricsFile(workspace, stage)],
         )
+        trackers.log_to(self.trainer, stage, workspace.writable_folder(f"{stage}/tensorboard"))
         if plan.checkpoints:
             callback = _EarlierCheckpoints(workspace, stage, plan.checkpoints, self.checkpoint)
             self.trainer.add_callback(callback)
+
+    def train(self, checkpoint: str | None = None) -> None:
+        """Train, from the start or from a folder that holds Trainer's checkpoint."""
+        with trackers.run_ended(self._report_to):
+            self.trainer.train(resume_from_checkpoint=checkpoint)
 
     def checkpoint(self, number: int) -> dict[str, bytes]:
         """Files of checkpoint `number`, with adapter and moments as they are now."""
@@ -149,17 +155,6 @@ class TunedModel:
     def model(self) -> Any:
         """The model with its adapter, as it is now."""
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
-
-
-def _prepare_trackers(names: Sequence[str], tensorboard: str) -> None:
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise SettingError(
-                f"report_to names {name}, which is not installed where training runs; "
-                f"pip install {name}"
-            )
-    # Its default is below Trainer's own folder, which is scratch here.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
 
 
 def spread_evenly(lengths: Sequence[int], steps: int, most: int) -> list[NDArray[np.intp]]:
