@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -24,6 +24,7 @@ from ray._private.worker import global_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import RayError
 
 _REQUEST_SECONDS = 60.0
 
@@ -122,6 +123,22 @@ def cluster_versions(address: str, seconds: float) -> dict[str, str]:
 def is_refused_token(error: grpc.RpcError) -> bool:
     """Whether a cluster answered that the token is missing or wrong."""
     return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+# ---- actors ------------------------------------------------------------------
+
+
+def call_in_actor(actor: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the task that calls `function(instance, *arguments)` in the process of an actor.
+
+    A public method for the call would have to be part of every actor class.
+    """
+    return actor.__ray_call__.remote(function, *arguments)
+
+
+def failed_in_constructor(error: RayError) -> bool:
+    """Whether an actor died because its constructor raised, which Ray tells in no public way."""
+    return bool(getattr(error, "actor_init_failed", False))
 
 
 # ---- what the autoscaler says ------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.trial_worker import TrialWorker
+from actors.workers import TrialOrder, TrialWorker
 from g2is_ray.comparison.comparison import Trials, collect, table
 from g2is_ray.comparison.trials import Trial
 from g2is_ray.config import (
@@ -29,7 +29,7 @@ from g2is_ray.selector.methods import CompareSettings, Method, methods_of
 from g2is_ray.workspace.layout import POOL, comparison_file, comparison_stage
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
-from jobs.parts import finish_parts
+from jobs.parts import StageWorkers
 from jobs.selection import make_selections
 from jobs.selection_tasks import Task, task_of
 from jobs.session import Session
@@ -159,18 +159,18 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     bases = [Trial(stage=stage, target=target) for target, stage in stages.items()]
     by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
     tuned = [trial for each in by_seed for trial in each]
-    settings = {"model": model, "plan": plan, "evaluate": evaluate, "execution": session.execution}
+    order = TrialOrder(
+        url=session.workspace.location(""),
+        model=model,
+        plan=plan,
+        evaluate=evaluate,
+        execution=session.execution,
+    )
     receipts: dict[Trial, dict[str, Any]] = {}
-    for every in (bases, tuned):  # apart, or the short ones would make the long ones look hung
-        receipts |= finish_parts(
-            session,
-            {trial: (trial.stage, trial.name) for trial in every},
-            "compare",
-            TrialWorker,
-            {"url": session.workspace.location(""), "settings": settings},
-            session.execution.workers,
-            is_current=Trial.is_done,
-        )
+    with StageWorkers(session, TrialWorker, order, session.execution.workers) as workers:
+        for every in (bases, tuned):  # apart, or short trials would make long ones look hung
+            items = {trial: (trial.stage, trial.name) for trial in every}
+            receipts |= workers.finish(items, "compare", is_current=Trial.is_done)
     for stage in stages.values():
         own = [receipt for trial, receipt in receipts.items() if trial.stage == stage]
         seconds = round(sum(receipt["seconds"] for receipt in own), 3)

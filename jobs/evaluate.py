@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from actors.evaluator import Evaluator, Measured
+from actors.workers import EvaluationOrder, EvaluationWorker
 from g2is_ray.config import EvaluateSettings, ReadSettings
+from g2is_ray.training.evaluation import Measured
 from g2is_ray.workspace.layout import BASE, score_name, variants_in
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
@@ -41,20 +42,20 @@ def _evaluate(session: Session, target: str) -> None:
         )
         for variant in variants
     ]
-    arguments = {
-        "url": workspace.location(""),
-        "target": target,
-        "model": model,
-        "evaluate": settings,
-        "execution": session.execution,
-        "max_tokens": read.max_tokens,
-    }
+    order = EvaluationOrder(
+        url=workspace.location(""),
+        target=target,
+        model=model,
+        evaluate=settings,
+        execution=session.execution,
+        max_tokens=read.max_tokens,
+    )
     receipts = finish_parts(
         session,
         {item: (stage, item.name) for item in items},
         stage,
-        Evaluator,
-        arguments,
+        EvaluationWorker,
+        order,
         session.execution.workers,
         is_current=Measured.is_done,
     )

@@ -76,19 +76,16 @@ class Share:
     spot_patience_seconds: int = 0
 
 
-def share_of_cluster(
-    settings: ExecutionSettings, workers: int = 0, *, gpus_help: bool = True
-) -> Share:
+def share_of_cluster(settings: ExecutionSettings, workers: int = 0) -> Share:
     """Split the cluster: a GPU for each worker, or the CPUs evenly where there is no GPU.
 
     Args:
         workers: how many; 0 takes one per GPU, or one where there is none.
-        gpus_help: whether the work can use a GPU at all.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     wanted = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus > 0)
-    if wanted and gpus_help:
+    if wanted:
         return Share(
             workers=workers or max(1, gpus),
             num_cpus=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,3 +156,52 @@ class Evaluation:
             right[i] = final_answer(reply.text) == self._answers[i]
             cut += reply.cut
         return right, cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model to measure: the base model, or an adapter on the base model."""
+
+    name: str
+    adapter: str = ""  # folder in the workspace
+    fingerprint: str = ""  # of the stage that made the adapter
+
+    def is_done(self, receipt: dict[str, Any]) -> bool:
+        """Whether a receipt belongs to this adapter, not to an earlier one of the same name."""
+        return receipt["fingerprint"] == self.fingerprint
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Evaluator:
+    """Measures models of a workspace on a target's test rows, and writes receipts."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        target: str,
+        model: ModelSettings,
+        settings: EvaluateSettings,
+        execution: ExecutionSettings,
+        max_tokens: int,
+    ) -> None:
+        self._workspace, self._target = workspace, target
+        self._model, self._execution = model, execution
+        self._evaluation = Evaluation.of_target(
+            workspace, target, model, settings, execution, max_tokens
+        )
+
+    def measure(self, item: Measured) -> dict[str, Any]:
+        """Measure one model; returns its receipt, which holds the scores."""
+        began = time.monotonic()
+        model: Any = loading.load_base(
+            self._model, loading.default_device(), self._execution.attention
+        )
+        if item.adapter:
+            with self._workspace.local_folder(item.adapter) as folder:
+                model = loading.load_adapter(model, folder)
+        facts = self._evaluation.measure(model).facts()
+        facts["fingerprint"] = item.fingerprint
+        facts["seconds"] = round(time.monotonic() - began, 3)
+        return self._workspace.commit(f"evaluations/{self._target}", item.name, {}, facts)
