@@ -20,6 +20,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.worker import global_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.v2.utils import is_autoscaler_v2
@@ -60,13 +61,13 @@ def without_uv_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(owner, name, before)
 
 
 def read_authentication_again() -> None:
@@ -123,6 +124,28 @@ def cluster_versions(address: str, seconds: float) -> dict[str, str]:
 def is_refused_token(error: grpc.RpcError) -> bool:
     """Whether a cluster answered that the token is missing or wrong."""
     return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+@contextlib.contextmanager
+def worker_output_to(take: Callable[[str], None]) -> Iterator[None]:
+    """Give the lines that workers print to `take`, for the `with` block, not to the terminal.
+
+    Ray's public choice is to print all lines or none. Lines of Ray's own processes, such as the
+    autoscaler, still reach the terminal. `take` is called in a thread of Ray and must not raise.
+    """
+    dispatcher = global_worker_stdstream_dispatcher
+    to_terminal = dispatcher.emit
+
+    def emit(batch: dict[str, Any]) -> None:
+        if not str(batch.get("pid")).isdecimal():
+            to_terminal(batch)
+            return
+        name = batch.get("actor_name") or batch.get("task_name") or "worker"
+        for line in batch["lines"]:
+            take(f"({name} pid={batch['pid']}, ip={batch.get('ip')}) {line}")
+
+    with _replaced(dispatcher, "emit", emit):
+        yield
 
 
 # ---- actors ------------------------------------------------------------------

@@ -26,6 +26,7 @@ from g2is_ray.errors import SettingError
 from g2is_ray.report.comparison_page import render_comparison
 from g2is_ray.selection.budget import token_budget
 from g2is_ray.selector.methods import CompareSettings, Method, methods_of
+from g2is_ray.training.plans import tuning_plan
 from g2is_ray.workspace.layout import POOL, comparison_file, comparison_stage
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
@@ -33,7 +34,6 @@ from jobs.parts import StageWorkers
 from jobs.selection import make_selections
 from jobs.selection_tasks import Task, task_of
 from jobs.session import Session
-from jobs.tune import tuning_plan
 
 log = logging.getLogger(__name__)
 

@@ -83,7 +83,9 @@ class StageWorkers:
         left = [item for item in items if item not in receipts]
         if left:
             log.info("%s: %d of %d pieces to do", label, len(left), len(items))
-            receipts.update(self._running_pool().run(left, label, written))
+            pool = self._running_pool()
+            self._session.worker_log.begin(label.partition(",")[0])
+            receipts.update(pool.run(left, label, written))
         else:
             log.info("%s: already done", label)
         return receipts
