@@ -26,8 +26,6 @@ from g2is_ray.selector.methods import parse_method
 from jobs.job_log import follow
 
 log = logging.getLogger(__name__)
-for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
-    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 ENTRYPOINT = "python -m jobs.run --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
