@@ -73,14 +73,13 @@ def _warn_of_cuts(
 ) -> None:
     if scores.get("cut_replies"):
         log.warning(
-            "%s: %s: %d of %d replies have no end within %d tokens, so their answers may be "
-            "missing; raise max_new_tokens",
+            "%s: %s: %d of %d replies are cut at %d tokens, so answers may be missing; raise "
+            "max_new_tokens",
             *(stage, name, scores["cut_replies"], scores["exact_match_rows"]),
             settings.max_new_tokens,
         )
     if scores.get("cut_rows") and name == BASE:
         log.warning(
-            "%s: %d test rows are longer than %d tokens, so their loss is on their beginnings; "
-            "raise max_tokens",
+            "%s: %d test rows are longer than %d tokens and are cut there; raise max_tokens",
             *(stage, scores["cut_rows"], read.max_tokens),
         )

@@ -27,10 +27,10 @@ _STATED = re.compile(r"answer is:?\s*(.+?)\.?\s*$", re.IGNORECASE | re.MULTILINE
 
 
 def final_answer(text: str) -> str:
-    """The part of a reply that is compared, case and blanks normalized.
+    """Return the part of a reply that is compared, with case and blanks normalized.
 
-    The number after `####` (GSM8K's form); else what follows the last "answer is" up to
-    the line's final full stop; else the whole text.
+    It is the number after `####`, the form of GSM8K; or the text after the last "answer is", up to
+    the final full stop of the line; or else the whole text.
     """
     if "####" in text:
         text = (text.rsplit("####", 1)[1].split() or [""])[0].replace(",", "")
@@ -41,13 +41,13 @@ def final_answer(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a model makes of each test row."""
+    """The scores of a model on each test row."""
 
     losses: NDArray[np.float64]  # [n], summed negative log-likelihoods of its supervised tokens
     tokens: NDArray[np.int64]  # [n], supervised tokens
-    right: NDArray[np.float64]  # [n], 1 where the answer is matched, 0 where not, NaN if not asked
-    cut_rows: int = 0  # longer than max_tokens, so the loss is on their beginnings
-    cut_replies: int = 0  # of max_new_tokens tokens without an end, so an answer may be missing
+    right: NDArray[np.float64]  # [n], 1 for a matching answer, 0 for another, NaN if not asked
+    cut_rows: int = 0  # longer than max_tokens: only their beginning has a loss
+    cut_replies: int = 0  # with max_new_tokens tokens and no end: an answer may be missing
 
     def facts(self) -> dict[str, Any]:
         """`loss`, mean negative log-likelihood per supervised token; `test_tokens`;
@@ -104,7 +104,7 @@ class Evaluation:
         execution: ExecutionSettings,
         max_tokens: int,
     ) -> Evaluation:
-        """On the test rows of a workspace's target."""
+        """Return the evaluation on the test rows of a workspace's target."""
         rows = ExampleSet(workspace, f"targets/{target}/test")
         return cls(
             loading.load_tokenizer(model),
@@ -117,7 +117,7 @@ class Evaluation:
 
     @torch.no_grad()
     def measure(self, model: Any) -> Scores:
-        """Scores of a causal LM, with or without adapter."""
+        """Return the scores of a causal LM, with or without adapter."""
         model.eval()
         losses, tokens = self._losses(model)
         right = np.full(len(losses), np.nan)
@@ -141,7 +141,7 @@ class Evaluation:
         return losses, np.array([one.supervised_tokens for one in self._encoded])
 
     def _matches(self, model: Any) -> tuple[NDArray[np.bool_], int]:
-        """Which of the rows that are asked are answered right, and how many replies were cut."""
+        """Return which asked rows have a matching answer, and the number of cut replies."""
         right = np.zeros(len(self._prompts), dtype=bool)
         cut = 0
         if not self._prompts:
