@@ -154,8 +154,8 @@ def test_a_taken_adapter_is_measured_before_gradients_are(
 ):
     """By the actor that a worker would run, here in this process."""
 
-    def inline(session, items, label, actor, arguments, workers):
-        return {item: actor(**arguments).process(item) for item in items}
+    def inline(session, items, label, actor, order, workers):
+        return {item: actor(order).process(item) for item in items}
 
     ingest()
     g2is(*WARMUP, "--warmup-from", checkpoint("a"))
