@@ -313,7 +313,7 @@ class ExecutionSettings:
     memory_bytes: Annotated[int, Field(ge=2**28)] = 4 * 2**30
     """Memory of a graph worker, on its GPU or else of the machine; larger pools are searched in
     groups of parts that fit."""
-    token_budget: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    batch_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Maximum of longest row x rows in a batch, in tokens; memory grows with it. 0 means 8192 on a
     GPU and 512 on a CPU. auto increases it while that is faster; the last digits of gradients then
     differ between runs."""
