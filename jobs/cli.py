@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from g2is_ray.errors import G2isError
 from jobs import startup
-from jobs.commands import perform
+from jobs.commands import COMMANDS, perform
 from jobs.flags import parse
 from jobs.signals import Signals
 
@@ -46,9 +46,13 @@ def _main(arguments: Sequence[str], signals: Signals) -> int:
         command, values, debug = parse(arguments)
         _log_to_stderr(debug)
         startup.check_process()
-        status = perform(command, values, arguments, inside=signals.noticed())
+        result = perform(command, values, arguments, inside=signals.noticed())
+        if isinstance(result, int):  # the exit status of a job on a cluster
+            return result
+        if COMMANDS[command].shows:
+            print(result)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        return 0
     except G2isError as error:
         sentence = str(error)
         if debug:

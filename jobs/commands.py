@@ -63,16 +63,20 @@ class Command:
         access: `writes` and `reads` are jobs on a workspace, which get a `Session`; only one job
             that writes runs at a time on a local workspace. `sends` passes workspace and settings
             to another machine; `none` works without a workspace of its own. Both get the values.
+        shows: print what the job returns.
     """
 
     job: str
     settings: tuple[type, ...]
     help: str
     access: Literal["writes", "reads", "sends", "none"] = "writes"
+    shows: bool = False
 
 
 COMMANDS = {
-    "run": Command("jobs.run:run", RUN, "run the main job: every stage that is not done"),
+    "run": Command(
+        "jobs.result:run", RUN, "run the main job: all stages that are not done", shows=True
+    ),
     "ingest": Command("jobs.ingest:ingest", INGEST, "read pool and targets"),
     "warmup": Command(
         "jobs.warmup:warm_up",
@@ -119,7 +123,7 @@ COMMANDS = {
         "measure test loss and exact match of base and tuned models",
     ),
     "compare": Command(
-        "jobs.compare:compare",
+        "jobs.comparison:compare",
         (
             *_LATER,
             TargetSettings,
@@ -133,6 +137,7 @@ COMMANDS = {
             ExecutionSettings,
         ),
         "compare methods: select, tune and measure with each, for several seeds",
+        shows=True,
     ),
     "report": Command(
         "jobs.report:report", (TargetSettings, GraphSettings), "write report.html", access="reads"

@@ -23,7 +23,7 @@ from g2is_ray.selector.methods import parse_method
 
 log = logging.getLogger(__name__)
 
-ENTRYPOINT = "python -m jobs.run --config run.yaml"
+ENTRYPOINT = "python -m jobs.main_job --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
 _FILES = ("pool", "append", "target", "test")  # settings that name files of rows
 _FOLDERS = ("model", "warmup_from")  # settings that may name folders
