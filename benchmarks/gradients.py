@@ -196,7 +196,7 @@ def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientCompute
         token_budget=(
             "auto"
             if given.token_budget == "auto"
-            else loading.token_budget(ExecutionSettings(token_budget=int(given.token_budget)))
+            else loading.token_budget(ExecutionSettings(batch_tokens=int(given.token_budget)))
         ),
         lora_layers=given.lora_layers,
         checkpointing=given.gradient_checkpointing,

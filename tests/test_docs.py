@@ -5,7 +5,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from g2is_ray import __version__
-from jobs.cli import _parser
+from g2is_ray.errors import SettingError
+from jobs.commands import COMMANDS
+from jobs.flags import check_command, parser_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -31,7 +33,8 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_
 
 @cache
 def parser() -> argparse.ArgumentParser:
-    return _parser()
+    """A parser with the flags of all commands."""
+    return parser_of([*COMMANDS])
 
 
 def read(page: Path) -> str:
@@ -84,14 +87,17 @@ def test_a_relative_link_leads_somewhere(page):
 
 
 def complaint(command: list[str]) -> str:
-    """The error that the `g2is` command line prints for these arguments; empty if there is none."""
-    printed = io.StringIO()
+    """The error that the `g2is` command line raises for these arguments; empty if there is none."""
+    line = f"g2is {shlex.join(command)}"
     try:
-        with redirect_stderr(printed), redirect_stdout(printed):
-            parser().parse_args(command)
-    except SystemExit as end:  # without a code after --help
-        return f"g2is {shlex.join(command)}: {printed.getvalue()}" if end.code else ""
-    return ""
+        check_command(command)
+        with redirect_stdout(io.StringIO()):
+            _, unknown = parser().parse_known_args(command)
+    except SettingError as error:
+        return f"{line}: {error}"
+    except SystemExit:  # after --help
+        return ""
+    return f"{line}: {unknown}" if unknown else ""
 
 
 @each_page

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from g2is_ray.chat.conversation import Conversation, Message
 from g2is_ray.chat.templates import PLAIN_TEMPLATE, ChatTemplate, Span
 from g2is_ray.chat.turns import lay_out
 from g2is_ray.errors import InputError, SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["IGNORED", "PLAIN_TEMPLATE", "ChatEncoder", "Encoded"]
 

@@ -8,13 +8,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from typing import TYPE_CHECKING, Any
 
 from g2is_ray.chat.conversation import Message
 from g2is_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]  # characters [start, end) of the rendered conversation
 
@@ -121,6 +121,8 @@ class ChatTemplate:
         source = self._source(variables)
         if not _GENERATION.search(source):
             return []
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         with _explained():
             render: Any = render_jinja_template
             _, spans = render(
@@ -215,6 +217,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _end_tokens(tokenizer: Any) -> list[str]:
+    from transformers import GenerationConfig
+
     ids = None
     try:
         if name := tokenizer.name_or_path:

@@ -98,6 +98,9 @@ class Comparison:
     machine: str
     targets: Sequence[TargetComparison]
 
+    def __str__(self) -> str:
+        return table(self)
+
 
 Trials = Mapping[str, Sequence[Trial]]
 """The trials of each method, one for each seed, in the order of the seeds."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 CONFIDENCE = 0.95
 
@@ -38,6 +37,8 @@ def paired_interval(differences: NDArray[np.floating], weights: NDArray[Any]) ->
         differences: [k, n] of k seeds and n rows, each already multiplied by its row's weight.
         weights: [n], such as a row's number of tokens.
     """
+    from scipy.stats import t
+
     seeds, rows = differences.shape
     total = weights.sum()
     by_seed = differences.sum(axis=1) / total

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from g2is_ray.errors import InputError
 
@@ -50,10 +48,14 @@ def _read_npy(file: Path) -> NDArray[np.generic]:
 
 
 def _read_safetensors(file: Path) -> NDArray[np.generic]:
+    from safetensors.torch import load_file
+
     return _as_numpy(_only(load_file(file), file))  # by torch, as NumPy lacks bfloat16
 
 
 def _read_pt(file: Path) -> NDArray[np.generic]:
+    import torch
+
     try:
         with warnings.catch_warnings(action="ignore"):
             held = torch.load(file, map_location="cpu", weights_only=True)
@@ -72,6 +74,8 @@ def _only(entries: Mapping[str, Any], file: Path) -> Any:
 
 
 def _as_numpy(value: object) -> NDArray[np.generic]:
+    import torch
+
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"it holds a {type(value).__name__}, not a tensor")
     if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from g2is_ray.config import Features
@@ -85,6 +84,8 @@ class FeatureSet:
     def _formed(
         self, stored: NDArray[np.float16], norms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
+        import torch
+
         # torch converts float16 several times faster than NumPy; a copy, as mapped files are
         # read-only.
         unit = torch.from_numpy(np.array(stored)).float().numpy()

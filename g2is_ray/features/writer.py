@@ -98,4 +98,4 @@ def refuse_invalid(stage: str, invalid: Sequence[Mapping[str, str]], rows: int) 
 
 def token_budget(execution: ExecutionSettings) -> int | Literal["auto"]:
     """Padded tokens of a batch, or `auto` where they are to be found out."""
-    return "auto" if execution.token_budget == "auto" else loading.token_budget(execution)
+    return "auto" if execution.batch_tokens == "auto" else loading.token_budget(execution)

@@ -17,7 +17,7 @@ from g2is_ray.graph.search import knn_graph
 from g2is_ray.report.collect import target_view
 from g2is_ray.selection.selection import select
 from g2is_ray.workspace.workspace import Workspace
-from jobs.run import stages
+from jobs.main_job import stages
 from jobs.session import Session
 
 OTHERS = [name for name in SELECTORS if name != "walk"]
