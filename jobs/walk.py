@@ -11,8 +11,9 @@ from pydantic.dataclasses import dataclass
 
 from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
 from g2is_ray.errors import SettingError
-from g2is_ray.features.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
+from g2is_ray.features.arrays import gradients_from, neighbors_from
 from g2is_ray.features.rows import ArrayRows
+from g2is_ray.features.vectors import mean_of_valid, normalize
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.selection.budget import row_budget
 from g2is_ray.selection.selection import check_dimensions, pick_lines, select
