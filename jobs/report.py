@@ -9,7 +9,8 @@ from collections import Counter
 
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import WorkspaceError
-from g2is_ray.report.collect import pool_map, run_view, target_view
+from g2is_ray.report.collect import run_view, target_view
+from g2is_ray.report.pool_map import pool_map
 from g2is_ray.report.run_page import render
 from g2is_ray.workspace.layout import comparison_file, comparisons_in, targets_in, variants_in
 from g2is_ray.workspace.workspace import Workspace
