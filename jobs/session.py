@@ -162,14 +162,22 @@ class Session:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
-        """The session for a `with` block; Ray is left at its end."""
-        with self._ray:
+        """The session for a `with` block, at whose end Ray is left.
+
+        The workspace's index is read once, so the command sees one state of it.
+        """
+        with self.workspace.index.kept(shared=True), self._ray:
             yield self
 
     @contextlib.contextmanager
     def writing(self, command: str) -> Iterator[Session]:
-        """As `reading`, and the only one of this machine's that writes the workspace meanwhile."""
-        with _locked(self.workspace), self.events.around(command), self.reading():
+        """As `reading`, while no other command of this machine writes the workspace."""
+        with (
+            _locked(self.workspace) as alone,
+            self.events.around(command),
+            self.workspace.index.kept(shared=not alone),
+            self._ray,
+        ):
             yield self
 
 
@@ -188,17 +196,21 @@ def identified(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(workspace: Workspace) -> Iterator[None]:
+def _locked(workspace: Workspace) -> Iterator[bool]:
     """Hold a local workspace's lock; the kernel releases it however the process ends.
 
     Ray's processes do not inherit it: Python closes its files in programs that it starts.
+
+    Yields:
+        Whether the lock is held: object storage and some network file systems have no locks.
 
     Raises:
         WorkspaceError: another command holds the lock, or the folder cannot be written.
     """
     if not workspace.is_local:
-        yield
+        yield False
         return
+    held = True
     with os.fdopen(workspace.open_own(_LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -209,4 +221,5 @@ def _locked(workspace: Workspace) -> Iterator[None]:
         except OSError as error:  # of a network file system that has no locks
             where = workspace.location(_LOCK)
             log.warning("%s cannot be locked: give one command at a time (%s)", where, error)
-        yield
+            held = False
+        yield held

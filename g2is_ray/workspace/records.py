@@ -147,10 +147,17 @@ def make_record(
     settings: Mapping[str, Any], inputs: Mapping[str, str], arguments: Mapping[str, Any]
 ) -> Record:
     """The record of a stage that has not grown."""
-    decides = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
+    decides = {"settings": _as_read(settings), "inputs": dict(inputs)}
     text = json.dumps(decides, sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {**decides, "fingerprint": fingerprint, "arguments": dict(arguments), "grown_from": []}
+    remembered = _as_read(arguments)
+    return {**decides, "fingerprint": fingerprint, "arguments": remembered, "grown_from": []}
+
+
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they are after they were written as JSON and read again."""
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
 
 
 def past(record: Mapping[str, Any] | None) -> list[str]:
