@@ -28,8 +28,6 @@ from g2is_ray.config import (
     JointSettings,
     LoraSettings,
     ModelSettings,
-    PoolSettings,
-    ReadSettings,
     RedoSettings,
     SeedSettings,
     SelectorSettings,
@@ -44,25 +42,11 @@ from g2is_ray.config import (
 from g2is_ray.errors import G2isError, InputError, SettingError
 from g2is_ray.selector.methods import CompareSettings, ComparisonSettings
 from jobs import startup
+from jobs.settings import INGEST, RUN
 from jobs.signals import Signals
 
 log = logging.getLogger(__name__)
 
-_INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, RedoSettings)
-_RUN = (
-    *_INGEST,
-    LoraSettings,
-    WarmupSettings,
-    GradientSettings,
-    GraphSettings,
-    SelectorSettings,
-    WalkSettings,
-    JointSettings,
-    ComparisonSettings,
-    TuneSettings,
-    EvaluateSettings,
-    ExecutionSettings,
-)
 _LATER = (ModelSettings, RedoSettings)  # of stages that load the pool's model again
 
 
@@ -77,8 +61,8 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("jobs.run:run", _RUN, "the main job: every stage that is not done"),
-    "ingest": Command("jobs.ingest:ingest", _INGEST, "read pool and targets"),
+    "run": Command("jobs.run:run", RUN, "the main job: every stage that is not done"),
+    "ingest": Command("jobs.ingest:ingest", INGEST, "read pool and targets"),
     "warmup": Command(
         "jobs.warmup:warm_up",
         (*_LATER, LoraSettings, WarmupSettings, SeedSettings, ExecutionSettings),
@@ -146,6 +130,9 @@ COMMANDS = {
         "jobs.status:status", (), "show the stages and how much of each is done", writes=False
     ),
 }
+
+_EVERY = tuple(dict.fromkeys(cls for command in COMMANDS.values() for cls in command.settings))
+"""Settings of any command, all of which one configuration file may hold."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,7 +214,7 @@ def _run(command: str, given: dict[str, Any], line: Sequence[str], signals: Sign
     workspace = values.pop("workspace", None)
     if not workspace or not isinstance(workspace, str):
         raise SettingError("workspace is not set: give --workspace DIRECTORY_OR_URL")
-    check(_RUN, values)
+    check(_EVERY, values)
     if command == "submit":
         from jobs.submit import submit
 
@@ -269,14 +256,14 @@ def _from_yaml(path: str | None) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: needs settings as `name: value` lines")
-    known = {"workspace", "preset", *fields_of(_RUN)}
+    known = {"workspace", "preset", *fields_of(_EVERY)}
     plain = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in plain:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise SettingError(f"{path}: there is no setting {name}{hint}")
-    for name, field in fields_of(_RUN).items():  # one value may stand for a list of one
+    for name, field in fields_of(_EVERY).items():  # one value may stand for a list of one
         if _kind(field) is tuple and isinstance(plain.get(name), str):
             plain[name] = [plain[name]]
     return plain
@@ -309,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--no-wait", dest="wait", action="store_false", help="do not follow the job"
     )
-    _add_settings(submit, _RUN)
+    _add_settings(submit, RUN)
     export = _command(commands, "export", "write finished selections for another trainer")
     _add_settings(export, (ExportSettings,))
     walk = _command(commands, "walk", "select from gradient arrays that you already have")

@@ -40,7 +40,7 @@ _UNLIKE = 4  # times as many supervised tokens a row
 
 def ingest(session: Session) -> None:
     """Write the pool and every given target as example sets."""
-    pool = session.settings(PoolSettings, "pool")
+    pool = session.settings(PoolSettings)
     targets = session.settings(TargetSettings)
     for name in targets.test:
         if name not in targets.target and not session.workspace.exists(f"targets/{name}/val"):
@@ -249,7 +249,7 @@ def _warn_of_code(model: str) -> None:
 
 def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSettings]:
     """Model, reading and seed settings in force, as the pool was read with."""
-    model = session.settings(ModelSettings, "pool")
+    model = session.settings(ModelSettings)
     if model.trust_remote_code:
         _warn_of_code(model.model)
     if Path(model.model).is_dir():  # workers run in another folder
@@ -257,8 +257,8 @@ def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSe
     _require_same(session, model)
     return (
         model,
-        session.settings(ReadSettings, "pool"),
-        session.settings(SeedSettings, "pool"),
+        session.settings(ReadSettings),
+        session.settings(SeedSettings),
     )
 
 

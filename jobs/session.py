@@ -25,6 +25,7 @@ from g2is_ray.workspace.layout import NAME, targets_in
 from g2is_ray.workspace.workspace import Growth, Workspace
 from jobs.events import EventLog
 from jobs.remembered import remembered
+from jobs.settings import is_remembered, stages_remembering
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,12 @@ class Session:
                     "begin with a letter or digit"
                 )
 
-    def settings(self, cls: type[T], *stages: str) -> T:
-        """Settings of type `cls`; `stages` are where the workspace may remember them.
+    def settings(self, cls: type[T], *names: str) -> T:
+        """Settings of type `cls`, of which the workspace may remember some.
+
+        Args:
+            names: targets or variants that the settings are for, or a comparison's trials of them,
+                in the order in which they count; see `jobs.settings`.
 
         Raises:
             SettingError: one is missing or wrong, or the workspace names code that only the
@@ -74,9 +79,10 @@ class Session:
             WorkspaceError: what the workspace remembers cannot be.
         """
         recorded: dict[str, Any] = {}
-        known = self.workspace.stages() if stages else {}
-        for stage in reversed(stages):
-            recorded |= remembered(self.workspace, stage, known, self.given)
+        if is_remembered(cls):
+            known = self.workspace.stages()
+            for stage in reversed(list(stages_remembering(cls, names, known))):
+                recorded |= remembered(self.workspace, stage, known, self.given)
         if cls is ModelSettings:
             self._require_named_code(recorded)
         return build(cls, {**recorded, **self._preset, **self.given})
