@@ -17,7 +17,6 @@ from g2is_ray.config import (
     LoraSettings,
     ModelSettings,
     PoolSettings,
-    ReadSettings,
     RedoSettings,
     SeedSettings,
     SelectorSettings,
@@ -31,24 +30,10 @@ from g2is_ray.data.export import ExportSettings
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.selector.methods import CompareSettings, ComparisonSettings
 from jobs import startup
+from jobs.settings import INGEST, RUN
 from jobs.submit import SubmitSettings
 from jobs.walk import ArraySettings
 
-INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, RedoSettings)
-RUN = (
-    *INGEST,
-    LoraSettings,
-    WarmupSettings,
-    GradientSettings,
-    GraphSettings,
-    SelectorSettings,
-    WalkSettings,
-    JointSettings,
-    ComparisonSettings,
-    TuneSettings,
-    EvaluateSettings,
-    ExecutionSettings,
-)
 _LATER = (ModelSettings, RedoSettings)  # for stages that load the pool's model again
 
 

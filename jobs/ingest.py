@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +27,7 @@ from g2is_ray.data.examples import ExampleSet, write_examples
 from g2is_ray.data.sources import describe, expand, held_out
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.models import loading
-from g2is_ray.workspace.layout import POOL, targets_in
+from g2is_ray.workspace.layout import POOL, target_stage, targets_in
 from g2is_ray.workspace.workspace import Workspace
 from jobs.model import check_base, model_limits
 from jobs.overlap import find_overlap
@@ -40,47 +40,51 @@ _UNLIKE = 4  # times as many supervised tokens a row
 
 def ingest(session: Session) -> None:
     """Write the pool and every given target as example sets."""
-    pool = session.settings(PoolSettings, "pool")
+    pool = session.settings(PoolSettings)
     targets = session.settings(TargetSettings)
     for name in targets.test:
-        if name not in targets.target and not session.workspace.exists(f"targets/{name}/val"):
+        known = session.workspace.exists(target_stage(name, "val"))
+        if name not in targets.target and not known:
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
-    # A file that is missing shows before the model is loaded.
-    files = expand(pool.pool) if "pool" in session.given else list(pool.pool)
-    for file in (*targets.target.values(), *targets.test.values()):
-        expand([file])
+    own, test = (
+        _removed(session, "val") | targets.target,
+        _removed(session, "test") | targets.test,
+    )
+    # A missing file is refused before the model is loaded.
+    pool_files = expand(pool.pool) if "pool" in session.given else list(pool.pool)
+    own_files, test_files = ({n: expand([file]) for n, file in one.items()} for one in (own, test))
     model, read, _ = pool_settings(session)
     tokenizer = loading.load_tokenizer(model)
-    if not session.workspace.finished("pool"):
+    if not session.workspace.finished(POOL):
         check_base(model, read.max_tokens)
     remember = as_dict(pool)
     del remember["append"]  # it is asked for once
-    _read(session, tokenizer, "pool", files, schema=pool.format, remember=remember)
+    _read(session, tokenizer, POOL, pool_files, schema=pool.format, remember=remember)
     if pool.append:
         _append(session, tokenizer, list(pool.append), pool.format)
-    for name, file in (_removed(session, "val") | targets.target).items():
+    for name, file in own.items():
         _read(
             session,
             tokenizer,
-            f"targets/{name}/val",
-            [file],
+            target_stage(name, "val"),
+            own_files[name],
             max_rows=targets.max_target_rows,
             remember={"target": {name: file}, "max_target_rows": targets.max_target_rows},
         )
-    for name, file in (_removed(session, "test") | targets.test).items():
+    for name, file in test.items():
         remember = {"test": {name: file}}
-        _read(session, tokenizer, f"targets/{name}/test", [file], remember=remember)
+        _read(session, tokenizer, target_stage(name, "test"), test_files[name], remember=remember)
         _warn_of_unlike(session.workspace, name)
     find_overlap(session.workspace)
 
 
-def _removed(session: Session, kind: str) -> dict[str, str]:
+def _removed(session: Session, kind: Literal["val", "test"]) -> dict[str, str]:
     """Files of the targets whose rows were removed to be read again, as they are remembered."""
     workspace = session.workspace
     return {
         target: session.sources([stage])[0]
         for target in targets_in(workspace)
-        if (stage := f"targets/{target}/{kind}") in workspace.stages()
+        if (stage := target_stage(target, kind)) in workspace.stages()
         and not workspace.names(stage)
         and session.sources([stage])
     }
@@ -90,28 +94,28 @@ def _read(
     session: Session,
     tokenizer: PreTrainedTokenizerBase,
     stage: str,
-    sources: list[str],
+    files: list[str],
     *,
     schema: str = "auto",
     max_rows: int | None = None,
-    remember: dict[str, Any] | None = None,
+    remember: dict[str, Any],
 ) -> None:
     workspace = session.workspace
     model, read, seed = pool_settings(session)
     if not model.template_date and asks_for_date(tokenizer):
         model = dataclasses.replace(model, template_date=today())
-    if stage == "pool" and "pool" not in session.given and workspace.finished(stage):
-        # Nothing is asked of the files that it came from, but its tokens are to stay the same.
-        known = workspace.stages()[stage]
-        template = {"template": identity(tokenizer)}
-        workspace.begin(stage, known["settings"] | template, arguments=known["arguments"])
-        return
-    files = expand(sources)
+    if stage == POOL and "pool" not in session.given:
+        if workspace.finished(POOL):  # its files are not read again, but its tokens must not change
+            known = workspace.stages()[POOL]
+            template = {"template": identity(tokenizer)}
+            workspace.begin(POOL, known["settings"] | template, arguments=known["arguments"])
+            return
+        files = expand(files)
     decides = _decides(tokenizer, model, read, schema) | {"files": [describe(f) for f in files]}
-    if stage == "pool":
+    if stage == POOL:
         _warn_of_held_out(files)
-    remembered = as_dict(read, model, seed) | (remember or {})
-    remedies = {"files": "add files with --append"} if stage == "pool" else {}
+    remembered = as_dict(read, model, seed) | remember
+    remedies = {"files": "add files with --append"} if stage == POOL else {}
     session.begin(stage, facts=decides, remember=remembered, remedies=remedies)
     if workspace.finished(stage):
         log.info("%s: already done", stage)
@@ -139,9 +143,9 @@ def _append(
     workspace = session.workspace
     model, read, _ = pool_settings(session)
     decides = _decides(tokenizer, model, read, schema)
-    held = workspace.stages()["pool"]["settings"]["files"]
-    remembered = workspace.stages()["pool"]["arguments"]
-    session.begin("pool", facts=decides | {"files": held}, remember=remembered)  # refuses others
+    held = workspace.stages()[POOL]["settings"]["files"]
+    remembered = workspace.stages()[POOL]["arguments"]
+    session.begin(POOL, facts=decides | {"files": held}, remember=remembered)  # refuses others
     known = [_content(one) for one in held]
     files = expand(sources)
     _warn_of_held_out(files)
@@ -149,18 +153,18 @@ def _append(
     new = [file for file in files if _content(described[file]) not in known]
     asked = [described[file] for file in new or files]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    pool = workspace.require("pool", "ingest")
-    if not new and (name not in pool.get("appends", {}) or workspace.finished("pool")):
+    pool = workspace.require(POOL, "ingest")
+    if not new and (name not in pool.get("appends", {}) or workspace.finished(POOL)):
         log.info("pool: has all rows of %s already", ", ".join(files))
         return
     encoder = _encoder(tokenizer, model, read)
     receipt = write_examples(
-        workspace, "pool", new or files, encoder, read, schema=schema, append=name
+        workspace, POOL, new or files, encoder, read, schema=schema, append=name
     )
     if new:
-        workspace.extend("pool", identified(decides) | {"files": held + asked})
+        workspace.extend(POOL, identified(decides) | {"files": held + asked})
     log.info("pool: %d rows more", receipt["rows"] - pool["rows"])
-    _log_rows("pool", receipt)
+    _log_rows(POOL, receipt)
 
 
 def _decides(
@@ -208,8 +212,8 @@ def _warn_of_unlike(workspace: Workspace, target: str) -> None:
     What is most like the target then need not help with the test: docs/evidence.md has a case.
     """
     own, test = (
-        ExampleSet(workspace, f"targets/{target}/{kind}").supervised_tokens().mean()
-        for kind in ("val", "test")
+        ExampleSet(workspace, stage).supervised_tokens().mean()
+        for stage in (target_stage(target, "val"), target_stage(target, "test"))
     )
     if max(own, test) > _UNLIKE * min(own, test):
         log.warning(
@@ -249,7 +253,7 @@ def _warn_of_code(model: str) -> None:
 
 def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSettings]:
     """Model, reading and seed settings in force, as the pool was read with."""
-    model = session.settings(ModelSettings, "pool")
+    model = session.settings(ModelSettings)
     if model.trust_remote_code:
         _warn_of_code(model.model)
     if Path(model.model).is_dir():  # workers run in another folder
@@ -257,16 +261,19 @@ def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSe
     _require_same(session, model)
     return (
         model,
-        session.settings(ReadSettings, "pool"),
-        session.settings(SeedSettings, "pool"),
+        session.settings(ReadSettings),
+        session.settings(SeedSettings),
     )
 
 
 def _require_same(session: Session, model: ModelSettings) -> None:
     """Refuse another model than the pool was read with: its tokens would be others."""
-    known = session.workspace.stages()
-    if POOL not in known or not session.workspace.names(POOL):
+    record = session.workspace.stages().get(POOL)
+    if record is None or not session.workspace.names(POOL):
         return
-    settings = {**known[POOL]["settings"], "model": model.model}
-    arguments = {**known[POOL]["arguments"], "model": model.model}
+    settings = {**record["settings"], "model": model.model}
+    arguments = {**record["arguments"], "model": model.model}
+    in_place = model.model == record["arguments"].get("model")
+    if in_place and identified(settings)["model"] != record["settings"].get("model"):
+        settings["template"] = identity(loading.load_tokenizer(model))  # for the refusal to name
     session.begin(POOL, facts=settings, remember=arguments, grown="keep")

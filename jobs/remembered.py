@@ -6,34 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from g2is_ray.config import (
-    EvaluateSettings,
-    GradientSettings,
-    GraphSettings,
-    JointSettings,
-    LoraSettings,
-    ModelSettings,
-    PoolSettings,
-    ReadSettings,
-    SeedSettings,
-    SelectorSettings,
-    TargetSettings,
-    TuneSettings,
-    WalkSettings,
-    WarmupSettings,
-    check,
-    fields_of,
-)
+from g2is_ray.config import check, fields_of
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.selector.methods import ComparisonSettings
 from g2is_ray.workspace.records import Record
 from g2is_ray.workspace.workspace import Workspace
+from jobs.settings import NEVER_REMEMBERED, RUN
 
-_CLASSES = (
-    *(ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, LoraSettings),
-    *(WarmupSettings, GradientSettings, GraphSettings, SelectorSettings, WalkSettings),
-    *(JointSettings, ComparisonSettings, TuneSettings, EvaluateSettings),
-)
+_CLASSES = [cls for cls in RUN if cls not in NEVER_REMEMBERED]
 _NAMES = fields_of(_CLASSES).keys() - {"append", "joint"}  # which are asked for once
 
 _STORES = "file|memory|s3|s3a|gs|gcs|az|abfss?|https?|hf"

@@ -24,6 +24,7 @@ from g2is_ray.workspace.layout import NAME, targets_in
 from g2is_ray.workspace.workspace import Growth, Workspace
 from jobs.events import EventLog
 from jobs.remembered import remembered
+from jobs.settings import is_remembered, stages_remembering
 from jobs.worker_log import WorkerLog
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,12 @@ class Session:
                     "begin with a letter or digit"
                 )
 
-    def settings(self, cls: type[T], *stages: str) -> T:
-        """Settings of type `cls`; `stages` are where the workspace may remember them.
+    def settings(self, cls: type[T], *names: str) -> T:
+        """Settings of type `cls`, of which the workspace may remember some.
+
+        Args:
+            names: targets or variants that the settings are for, or a comparison's trials of them,
+                in the order in which they count; see `jobs.settings`.
 
         Raises:
             SettingError: one is missing or wrong, or the workspace names code that only the
@@ -72,9 +77,10 @@ class Session:
             WorkspaceError: what the workspace remembers cannot be.
         """
         recorded: dict[str, Any] = {}
-        known = self.workspace.stages() if stages else {}
-        for stage in reversed(stages):
-            recorded |= remembered(self.workspace, stage, known, self.given)
+        if is_remembered(cls):
+            known = self.workspace.stages()
+            for stage in reversed(list(stages_remembering(cls, names, known))):
+                recorded |= remembered(self.workspace, stage, known, self.given)
         if cls is ModelSettings:
             self._require_named_code(recorded)
         return build(cls, {**recorded, **self._preset, **self.given})
@@ -163,14 +169,22 @@ class Session:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
-        """The session for a `with` block; Ray is left at its end."""
-        with self._ray:
+        """The session for a `with` block, at whose end Ray is left.
+
+        The workspace's index is read once, so the command sees one state of it.
+        """
+        with self.workspace.index.kept(shared=True), self._ray:
             yield self
 
     @contextlib.contextmanager
     def writing(self, command: str) -> Iterator[Session]:
-        """As `reading`, and the only one of this machine's that writes the workspace meanwhile."""
-        with _locked(self.workspace), self.events.around(command), self.reading():
+        """As `reading`, while no other command of this machine writes the workspace."""
+        with (
+            _locked(self.workspace) as alone,
+            self.events.around(command),
+            self.workspace.index.kept(shared=not alone),
+            self._ray,
+        ):
             yield self
 
 
@@ -189,17 +203,21 @@ def identified(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(workspace: Workspace) -> Iterator[None]:
+def _locked(workspace: Workspace) -> Iterator[bool]:
     """Hold a local workspace's lock; the kernel releases it however the process ends.
 
     Ray's processes do not inherit it: Python closes its files in programs that it starts.
+
+    Yields:
+        Whether the lock is held: object storage and some network file systems have no locks.
 
     Raises:
         WorkspaceError: another command holds the lock, or the folder cannot be written.
     """
     if not workspace.is_local:
-        yield
+        yield False
         return
+    held = True
     with os.fdopen(workspace.open_own(_LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,4 +228,5 @@ def _locked(workspace: Workspace) -> Iterator[None]:
         except OSError as error:  # of a network file system that has no locks
             where = workspace.location(_LOCK)
             log.warning("%s cannot be locked: give one command at a time (%s)", where, error)
-        yield
+            held = False
+        yield held

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 from g2is_ray.config import Features
 from g2is_ray.workspace.records import Record
@@ -36,6 +36,26 @@ def graph_stage(center: bool, features: Features = "gradients") -> str:
     """Folder of the graph over gradients or embeddings, centered or as they are."""
     prefix = "" if features == "gradients" else f"{features}-"
     return f"graph/{prefix}centered" if center else f"graph/{prefix}uncentered"
+
+
+def target_stage(target: str, kind: Literal["val", "test", "gradients", "embeddings"]) -> str:
+    """Folder of a target's rows or features: `targets/law/val`."""
+    return f"targets/{target}/{kind}"
+
+
+def selection_stage(variant: str) -> str:
+    """Folder of the rows selected for a variant: `selections/law`, `selections/law@random`."""
+    return f"selections/{variant}"
+
+
+def tuned_stage(variant: str) -> str:
+    """Folder of the adapter tuned on a variant's selection."""
+    return f"tuned/{variant}"
+
+
+def evaluation_stage(target: str) -> str:
+    """Folder of all scores measured on a target's test rows."""
+    return f"evaluations/{target}"
 
 
 def comparison_stage(tokens: int, target: str) -> str:

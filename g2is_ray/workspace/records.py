@@ -147,10 +147,17 @@ def make_record(
     settings: Mapping[str, Any], inputs: Mapping[str, str], arguments: Mapping[str, Any]
 ) -> Record:
     """The record of a stage that has not grown."""
-    decides = {"settings": json.loads(json.dumps(settings)), "inputs": dict(inputs)}
+    decides = {"settings": _as_read(settings), "inputs": dict(inputs)}
     text = json.dumps(decides, sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {**decides, "fingerprint": fingerprint, "arguments": dict(arguments), "grown_from": []}
+    remembered = _as_read(arguments)
+    return {**decides, "fingerprint": fingerprint, "arguments": remembered, "grown_from": []}
+
+
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they are after they were written as JSON and read again."""
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
 
 
 def past(record: Mapping[str, Any] | None) -> list[str]:
@@ -179,11 +186,14 @@ def lineage(earlier: Record | None, now: Record, known: Mapping[str, Record]) ->
 def other_setting(earlier: Record, now: Record) -> tuple[str, str, str] | None:
     """Name of a setting that differs, and both values, if there is one.
 
-    A model is shown with the place where it was.
+    A model is shown with its place. If a model in the same place has changed and its chat template
+    or tokenizer differs, that is named, because it says more.
     """
     before, after = earlier["settings"], now["settings"]
-    both = before.keys() & after.keys()  # first, because a difference there says more
-    for name in (*sorted(both), *sorted(before.keys() ^ after.keys())):
+    both = sorted(before.keys() & after.keys())  # first, because a difference there says more
+    if earlier["arguments"].get("model") == now["arguments"].get("model"):
+        both.sort(key=lambda name: name != "template")
+    for name in (*both, *sorted(before.keys() ^ after.keys())):
         if before.get(name) != after.get(name):
             return name, _shown(earlier, name), _shown(now, name)
     return None

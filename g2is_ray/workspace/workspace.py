@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from g2is_ray.errors import MissingError, StorageError, WorkspaceError
+from g2is_ray.workspace.index import INDEX, Index
 from g2is_ray.workspace.records import (
-    FORMAT,
     Receipt,
     Record,
-    check_index,
     grown_inputs,
     lineage,
     make_record,
@@ -34,7 +33,6 @@ from g2is_ray.workspace.storage import Storage
 log = logging.getLogger(__name__)
 
 STAGE_RECEIPT = "receipt"
-_INDEX = "workspace.json"
 
 Growth = Literal["refuse", "extend", "keep", "redo"]
 """What becomes of a stage whose inputs have grown since it was made."""
@@ -47,6 +45,10 @@ def part_name(part: int) -> str:
 
 class Workspace(Storage):
     """Files, stage records and receipts below one root; cheap to make and to pickle."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.index = Index(self)
 
     # ---- receipts ------------------------------------------------------------
 
@@ -173,35 +175,9 @@ class Workspace(Storage):
 
     # ---- stage records ---------------------------------------------------------
 
-    def _index(self) -> dict[str, Any]:
-        try:
-            index = self.read_json(_INDEX)
-        except MissingError:
-            return {"format": FORMAT, "stages": {}}
-        except StorageError:
-            raise
-        except WorkspaceError:
-            raise self._damaged_index("it is not JSON") from None
-        if isinstance(index, dict) and index.get("format") in range(FORMAT):
-            raise WorkspaceError(
-                f"{self.location(_INDEX)} is not of format {FORMAT} but {index['format']}, which "
-                "an earlier version wrote and which knows files and models by name only: use "
-                "another workspace"
-            )
-        try:
-            return check_index(index)
-        except ValueError as error:
-            raise self._damaged_index(str(error)) from None
-
-    def _damaged_index(self, why: str) -> WorkspaceError:
-        return WorkspaceError(
-            f"{self.location(_INDEX)} is damaged ({why}), so it does not say what made the rest: "
-            "restore it, or use another workspace"
-        )
-
     def stages(self) -> dict[str, dict[str, Any]]:
         """Record of each stage that was begun: `settings`, `inputs`, `fingerprint`."""
-        return self._index()["stages"]
+        return self.index.stages()
 
     def fingerprint(self, stage: str) -> str:
         """Of what made a stage, which must be known.
@@ -249,21 +225,19 @@ class Workspace(Storage):
             WorkspaceError: the folder was made with other settings or inputs, or with nobody
                 knows which.
         """
-        index = self._index()
-        known = index["stages"]
+        known = self.index.stages()
         read = {name: _fingerprint(known, name) for name in inputs}
         record = make_record(settings, read, arguments or {})
         earlier = known.get(stage)
         if self.names(stage):
             if earlier is None:
                 raise WorkspaceError(
-                    f"{self.location(stage)} holds files, but {_INDEX} does not say what made "
+                    f"{self.location(stage)} holds files, but {INDEX} does not say what made "
                     f"them: {self._remedy([stage], recompute)}"
                 )
             if record["fingerprint"] in (earlier["fingerprint"], *past(earlier)):
                 if arguments is not None and earlier["arguments"] != record["arguments"]:
-                    known[stage] = {**earlier, "arguments": record["arguments"]}
-                    self.write_json(_INDEX, index)
+                    self.index.change({stage: {**earlier, "arguments": record["arguments"]}})
                 return str(earlier["fingerprint"])
             if differs := self._difference(stage, known, record, grown=grown != "refuse"):
                 setting, sentence, stages = differs
@@ -280,30 +254,25 @@ class Workspace(Storage):
                 self.remove(stage)
         # The record comes last: one that is killed before it finds the same growth again.
         record["grown_from"] = lineage(earlier, record, known)
-        known[stage] = record
-        self.write_json(_INDEX, index)
+        self.index.change({stage: record})
         return str(record["fingerprint"])
 
     def forget(self, stages: Sequence[str]) -> None:
         """Remove the records of stages, and with them what they remember."""
         if stages:
-            index = self._index()
-            index["stages"] = {k: v for k, v in index["stages"].items() if k not in stages}
-            self.write_json(_INDEX, index)
+            self.index.change(dict.fromkeys(stages))
 
     def extend(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Record that a finished stage has grown, and now is what `settings` make.
 
         A stage without a record gets one. What was made of the stage as it was before is outdated.
         """
-        index = self._index()
-        earlier = index["stages"].get(stage, {"inputs": {}, "arguments": {}})
+        earlier = self.index.stages().get(stage, {"inputs": {}, "arguments": {}})
         record = make_record(settings, earlier["inputs"], earlier["arguments"])
         before = [*past(earlier), earlier.get("fingerprint", record["fingerprint"])]
         record["grown_from"] = [one for one in before if one != record["fingerprint"]]
         if record != earlier:
-            index["stages"][stage] = record
-            self.write_json(_INDEX, index)
+            self.index.change({stage: record})
 
     def _remedy(
         self, stages: Sequence[str], recompute: Callable[[Sequence[str]], str] | None
@@ -339,5 +308,5 @@ class Workspace(Storage):
 
 def _fingerprint(known: Mapping[str, Record], stage: str) -> str:
     if stage not in known:
-        raise WorkspaceError(f"{_INDEX} does not say what made {stage}; use another workspace")
+        raise WorkspaceError(f"{INDEX} does not say what made {stage}; use another workspace")
     return str(known[stage]["fingerprint"])

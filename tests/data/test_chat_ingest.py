@@ -49,7 +49,7 @@ def test_a_template_that_has_changed_is_refused(model, given):
     read(model)
     write("t.jsonl", ROWS)
     set_template(model, CHATML + "{# changed #}")
-    with pytest.raises(WorkspaceError, match=r"pool was made with (model|template) "):
+    with pytest.raises(WorkspaceError, match=r"pool was made with template "):
         read(model, **given)
 
 
@@ -59,7 +59,7 @@ def test_a_tokenizer_that_has_changed_is_refused(model):
     tokenizer = json.loads(file.read_text())
     tokenizer["added_tokens"][-1]["rstrip"] = not tokenizer["added_tokens"][-1]["rstrip"]
     file.write_text(json.dumps(tokenizer))
-    with pytest.raises(WorkspaceError, match=r"pool was made with (model|template) "):
+    with pytest.raises(WorkspaceError, match=r"pool was made with template "):
         read(model)
 
 
