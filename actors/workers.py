@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from g2is_ray.config import (
     EvaluateSettings,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from g2is_ray.graph.builder import GraphBuilder
     from g2is_ray.graph.plan import GraphPlan, GraphTask
     from g2is_ray.training.evaluation import Evaluator, Measured
+
+Order = TypeVar("Order")
 
 # ---- features ----------------------------------------------------------------
 
@@ -57,10 +59,10 @@ class GradientOrder:
     max_tokens: int
 
 
-class FeatureWorker(ABC):
+class FeatureWorker(ABC, Generic[Order]):
     """Holds one model on its GPU and writes features; two threads may call `process` at once."""
 
-    def __init__(self, order: Any) -> None:
+    def __init__(self, order: Order) -> None:
         self._order = order
         self._loading = threading.Lock()
 
@@ -79,13 +81,13 @@ class FeatureWorker(ABC):
         return writer.write(part)
 
 
-class EmbeddingWorker(FeatureWorker):
-    """Writes embeddings; its order is an `EmbeddingOrder`."""
+class EmbeddingWorker(FeatureWorker[EmbeddingOrder]):
+    """Writes embeddings."""
 
     def _load(self) -> FeatureWriter:
         from g2is_ray.features.embeddings import EmbeddingWriter
 
-        order: EmbeddingOrder = self._order
+        order = self._order
         return EmbeddingWriter(
             Workspace(order.url),
             model=order.model,
@@ -94,13 +96,13 @@ class EmbeddingWorker(FeatureWorker):
         )
 
 
-class GradientWorker(FeatureWorker):
-    """Writes gradients; its order is a `GradientOrder`."""
+class GradientWorker(FeatureWorker[GradientOrder]):
+    """Writes gradients."""
 
     def _load(self) -> FeatureWriter:
         from g2is_ray.features.gradient_writer import GradientWriter
 
-        order: GradientOrder = self._order
+        order = self._order
         return GradientWriter(
             Workspace(order.url),
             model=order.model,

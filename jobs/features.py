@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from actors.workers import FeatureWorker
+from actors.workers import FeatureWorker, Order
 from g2is_ray.config import Features
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.features.writer import FeaturePart, refuse_invalid
@@ -30,8 +30,8 @@ def feature_stages(session: Session, features: Features) -> dict[str, str]:
 def compute_features(
     session: Session,
     stages: Mapping[str, str],
-    worker: type[FeatureWorker],
-    order: Any,
+    worker: type[FeatureWorker[Order]],
+    order: Order,
 ) -> None:
     """Finish the stages, which are begun.
 

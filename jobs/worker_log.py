@@ -20,7 +20,7 @@ class WorkerLog:
     """Appends the lines that workers print to `logs/STAGE.log` of a workspace.
 
     Ray Train and transformers' Trainer print many lines per training; a user rarely needs them.
-    With debugging on, everything is printed on the terminal, as Ray does by itself.
+    With debugging on, the lines reach the terminal, as Ray prints them.
     """
 
     def __init__(self, workspace: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""A Ray of its own on this machine: checked before it starts, and removed when it ends."""
+"""A private Ray on this machine: checked before it starts, and removed when it ends."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from g2is_ray.workspace import scratch
 
 log = logging.getLogger(__name__)
 
-_OBJECT_STORE_BYTES = 128 * 2**20  # only receipts travel through it
-_OPEN_FILES = 65536  # that the soft limit is raised to, as Ray does
-_TEMPORARY_PATH_BYTES = 70  # beyond, sockets of Python's multiprocessing have no room
-_END_SECONDS = 1.0  # that Ray's processes may take to end after Ray has
+_OBJECT_STORE_BYTES = 128 * 2**20  # the object store holds only receipts
+_OPEN_FILES = 65536  # soft limit, raised as Ray raises it
+_TEMPORARY_PATH_BYTES = 70  # longer paths leave no room for sockets of multiprocessing
+_END_SECONDS = 1.0  # that Ray's processes may take to end after ray.shutdown
 
-_UNSET = (  # what would have this Ray's processes look for another one
+_UNSET = (  # variables that make Ray's processes look for another Ray
     "RAY_ADDRESS",
     "RAY_API_SERVER_ADDRESS",
     "RAY_RUNTIME_ENV_HOOK",
     "RAY_JOB_CONFIG_JSON_ENV_VAR",
 )
 _ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process saved per training
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process per training
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # or each training ends up to 2 s late
 }
 
 
 @contextlib.contextmanager
 def started(environment: Mapping[str, str]) -> Iterator[None]:
-    """Start Ray on this machine for the `with` block; other Rays on it are left alone.
+    """Start Ray on this machine for the `with` block, separate from any other Ray there.
 
-    Its ports are on the loopback interface. Its files are in a folder of its own, which is removed
-    at the end; what killed processes have left of theirs is removed first.
+    Ray's ports are on the loopback interface. Its files are in a new folder, which is removed at
+    the end. Folders that killed processes left are removed first.
 
     Args:
         environment: variables for Ray's processes.
@@ -54,10 +54,10 @@ def started(environment: Mapping[str, str]) -> Iterator[None]:
     place = _place_for_files()
     _check_limits()
     if hook := os.environ.get("RAY_RUNTIME_ENV_HOOK"):
-        log.warning("RAY_RUNTIME_ENV_HOOK (%s) is ignored: Ray is this run's own", hook)
+        log.warning("RAY_RUNTIME_ENV_HOOK (%s) is ignored: this command starts a private Ray", hook)
     with contextlib.ExitStack() as at_end:
         folder = at_end.enter_context(scratch.folder(place, machine.FOLDER_PREFIX))
-        # Inherited, so that Ray's idle processes fit; with a runtime_env each is started again.
+        # Inherited variables, because a runtime_env would restart Ray's idle processes.
         variables = {**_ENVIRONMENT, **environment, **machine.without_proxy(os.environ)}
         variables |= {"RAY_TMPDIR": str(folder)} | _token()
         if len(os.fsencode(tempfile.gettempdir())) > _TEMPORARY_PATH_BYTES:
@@ -83,25 +83,27 @@ def _start(folder: Path) -> None:
             ray.init(
                 address="local",
                 logging_level=logging.WARNING,
-                include_dashboard=True,  # Ray Train asks it for the state of actors
+                include_dashboard=True,  # Ray Train asks the dashboard for the state of actors
                 dashboard_host="127.0.0.1",
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **options,
             )
         ray_internals.note_address(str(folder / "ray"))
-    except Exception as error:  # Ray's node raises what it likes
+    except Exception as error:  # Ray raises errors of any type here
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise WorkError(f"Ray cannot start on this machine: {why[-1]}") from error
     if (home := machine.home()) is not None:
-        with contextlib.suppress(OSError):  # Ray makes it readable to all users of the machine
+        with contextlib.suppress(
+            OSError
+        ):  # Ray makes the token readable to all users of the machine
             (home / ".ray" / "auth_token").chmod(0o600)
 
 
-# ---- before it starts ----------------------------------------------------------
+# ---- before Ray starts ----------------------------------------------------------
 
 
 def _place_for_files() -> Path:
-    """The first folder that Ray can use, of those named and the usual ones."""
+    """Return the first folder that Ray can use, of the named ones and the usual ones."""
     problems: list[str] = []
     for source, folder in machine.folder_candidates(os.environ).items():
         why = machine.folder_problem(folder)
@@ -148,7 +150,7 @@ def _threads_of(user: int) -> int:
 
 
 def _pids_of_container() -> tuple[int, int] | None:
-    """Threads that the control group allows and has, where it says so."""
+    """Return the number of threads that the control group allows, and has, if known."""
     for folder in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/pids")):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
             limit = int((folder / "pids.max").read_text())
@@ -157,7 +159,7 @@ def _pids_of_container() -> tuple[int, int] | None:
 
 
 def _token() -> dict[str, str]:
-    """A token for this run alone, where Ray can neither read nor write the user's."""
+    """Return a token for this run, if Ray can neither read nor write the user's token."""
     mode = os.environ.get("RAY_AUTH_MODE", "").strip().lower()
     if mode == "disabled":
         return {}
@@ -165,16 +167,16 @@ def _token() -> dict[str, str]:
     why = "" if given else machine.home_problem(machine.home())
     if not why:
         return {}
-    log.warning("Ray gets a token for this run alone: %s", why)
+    log.warning("using a token for this run only: %s", why)
     return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-# ---- what it leaves ------------------------------------------------------------
+# ---- when Ray ends ------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The process's environment with `variables`, without what is unset, for the `with` block."""
+    """Set `variables`, and unset those of another Ray, for the `with` block."""
     before = dict(os.environ)
     blank = [name for name in machine.AUTHENTICATION if not os.environ.get(name, "x").strip()]
     for name in (*_UNSET, *blank):
@@ -183,7 +185,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [*variables, *_UNSET, *blank, "RAY_AUTH_MODE"]  # the last by Ray itself
+        changed = [*variables, *_UNSET, *blank, "RAY_AUTH_MODE"]  # Ray sets the last one
         for name in changed:
             if name in before:
                 os.environ[name] = before[name]
@@ -193,7 +195,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shut_down_at_the_end(folder: Path) -> Iterator[None]:
-    """Shut Ray down after the `with` block, and its processes also where it was cut short."""
+    """Shut Ray down after the `with` block, and end processes that are left."""
     try:
         yield
     finally:
@@ -206,7 +208,7 @@ def _shut_down_at_the_end(folder: Path) -> Iterator[None]:
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    """Ray's processes that this one has started, with all that they have started."""
+    """Return the processes of Ray that this process started, and their descendants."""
     found: list[psutil.Process] = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):

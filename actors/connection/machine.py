@@ -1,7 +1,7 @@
 """Whether this machine can run Ray: its folders, token, limits and environment.
 
-Each check is a function of what it looks at and of the limits, returns what is wrong in words, or
-nothing, and changes nothing.
+Each check is a function of what it looks at and of the limits. It returns a problem in words, or an
+empty text, and changes nothing.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SOCKET_PATH_BYTES = 107
-"""Bytes that the path of a Unix socket may have on Linux."""
+"""Longest path of a Unix socket on Linux, in bytes."""
 
 FREE_BYTES = 256 * 2**20
-"""Bytes that must be free where Ray keeps its logs and, at need, its objects."""
+"""Free bytes required where Ray keeps its logs and, if necessary, its objects."""
 
 FOLDER_PREFIX = "g2is-ray-"
-_LONGEST_SOCKET = (  # below Ray's folder, with the longest process id that Linux gives
+_LONGEST_SOCKET = (  # below Ray's folder, with Linux's longest process id
     f"{FOLDER_PREFIX}12345678/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/"
     "dash_MetricsHead"
 )
 
 OPEN_FILES = 1024
-"""Open files that a process must be allowed: Ray's take up to 100, and each worker has some."""
+"""Open files that a process must be allowed: Ray's processes take up to 100, each worker some."""
 
 OWN_THREADS, THREADS_PER_CPU = 500, 30
-"""Threads of Ray's own processes on a machine, measured as 400, and of a worker for each CPU."""
+"""Threads of Ray's processes on a machine, measured as 400, and of a worker for each CPU."""
 
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Environment variables of which blanks count as unset; Ray takes some for no authentication."""
+"""Variables that count as unset if blank; Ray may take a blank for no authentication."""
 
 _AUTH_MODES = ("token", "disabled", "k8s")
 
@@ -43,12 +43,12 @@ _AUTH_MODES = ("token", "disabled", "k8s")
 def folder_problem(
     folder: Path, *, socket_path_bytes: int = SOCKET_PATH_BYTES, free_bytes: int = FREE_BYTES
 ) -> str:
-    """Why Ray cannot keep its sockets and logs in a folder.
+    """Return why Ray cannot keep its sockets and logs in a folder.
 
     Args:
-        folder: in which Ray's own folder would be made.
-        socket_path_bytes: the longest path of a socket.
-        free_bytes: what Ray needs.
+        folder: parent of Ray's folder.
+        socket_path_bytes: longest path of a socket.
+        free_bytes: required free space.
     """
     if not folder.is_absolute():
         return "it is a relative path"
@@ -69,7 +69,7 @@ def folder_problem(
 
 
 def folder_candidates(environment: Mapping[str, str]) -> dict[str, Path]:
-    """Folders that Ray could use, the most wanted first, by where they are named."""
+    """Return folders that Ray could use, the preferred ones first, by the name of their source."""
     named = {name: environment.get(name, "").strip() for name in ("RAY_TMPDIR", "TMPDIR")}
     usual = {path: path for path in ("/tmp", "/var/tmp", "/dev/shm")}
     return {
@@ -80,7 +80,7 @@ def folder_candidates(environment: Mapping[str, str]) -> dict[str, Path]:
 
 
 def shared_memory_problem(needed_bytes: int, folder: Path = Path("/dev/shm")) -> str:
-    """Why Ray's objects cannot be kept in shared memory."""
+    """Return why Ray's objects cannot be kept in shared memory."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
@@ -95,7 +95,7 @@ def shared_memory_problem(needed_bytes: int, folder: Path = Path("/dev/shm")) ->
 
 
 def authentication_problem(environment: Mapping[str, str]) -> str:
-    """What is wrong with RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH; empty counts as unset."""
+    """Return what is wrong with RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH; blank counts as unset."""
     mode = environment.get("RAY_AUTH_MODE", "").strip()
     if mode and mode.lower() not in _AUTH_MODES:
         return (
@@ -111,7 +111,7 @@ def authentication_problem(environment: Mapping[str, str]) -> str:
 
 
 def home_problem(home: Path | None) -> str:
-    """Why Ray can neither read its token in a home directory nor write a new one there."""
+    """Return why Ray can neither read its token in a home directory nor write a new one."""
     if home is None:
         return "there is no home directory"
     token = home / ".ray" / "auth_token"
@@ -133,7 +133,7 @@ def _token_problem(path: Path) -> str:
 
 
 def home() -> Path | None:
-    """The user's home directory, or None: a container's user may have none, not even a name."""
+    """Return the user's home directory, or None: a container's user may have none."""
     try:
         return Path.home()
     except RuntimeError:
@@ -144,7 +144,7 @@ def home() -> Path | None:
 
 
 def open_files_problem(hard: int, *, needed: int = OPEN_FILES) -> str:
-    """What is wrong with the hard limit of open files; negative means that there is none."""
+    """Return what is wrong with the hard limit of open files; negative means no limit."""
     if 0 <= hard < needed:
         return (
             f"a process may open {hard} files, and Ray needs {needed}: raise the hard limit, such "
@@ -154,13 +154,13 @@ def open_files_problem(hard: int, *, needed: int = OPEN_FILES) -> str:
 
 
 def processes_problem(limit: int, in_use: int, cpus: int, where: str) -> str:
-    """What is wrong with the limit of threads; negative means that there is none.
+    """Return what is wrong with the limit of threads; negative means no limit.
 
     Args:
-        limit: threads that may be there.
-        in_use: threads that are there.
+        limit: allowed threads.
+        in_use: existing threads.
         cpus: of the machine; Ray starts a worker for each.
-        where: what sets the limit, and so what to raise.
+        where: what sets the limit, so what the user must raise.
     """
     needed = OWN_THREADS + THREADS_PER_CPU * cpus
     if 0 <= limit < in_use + needed:
@@ -175,7 +175,7 @@ def processes_problem(limit: int, in_use: int, cpus: int, where: str) -> str:
 
 
 def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that keep requests to this machine from going through a proxy."""
+    """Return variables that keep requests to this machine from using a proxy."""
     if not any(environment.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy")):
         return {}
     held = environment.get("no_proxy") or environment.get("NO_PROXY") or ""

@@ -85,3 +85,16 @@ def test_storage_that_refuses_the_file_is_named_once_and_ends_nothing(
     assert [record.message for record in caplog.records] == [
         "logs/a.log cannot be written: the disk is full; going on without it"
     ]
+
+
+@pytest.mark.parametrize("link", ["logs", "logs/warmup.log"])
+def test_no_link_of_an_untrusted_workspace_is_followed(link, workspace, terminal, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "ws" / link).parent.mkdir(parents=True)
+    to = "outside" if link == "logs" else "outside/x"
+    (tmp_path / "ws" / link).symlink_to(tmp_path / to)
+    log = WorkerLog(workspace)
+    with log.taking():
+        log.begin("warmup")
+        say("line")
+    assert not list((tmp_path / "outside").iterdir())
