@@ -1,18 +1,18 @@
-"""Which rows of one set are like rows of others: test rows in a pool, targets in tests.
+"""Overlap: rows of one set that match rows of others, such as test rows in a pool.
 
-Compared is the wording of texts (see `wording`), in four ways, the surest first:
+Texts are compared by their wording (see `wording`). There are four kinds of match, from the most
+to the least certain:
 
-- `row`: prompt and answer are the same, as the whole row or as one turn of a conversation;
-- `prompt`: the prompt is the same, the answer is another;
-- `near`: a prompt of eight words or more is part of the row, in whichever turn, or differs from
-  the row's in nothing but signs between digits;
-- `answer`: an answer of thirteen words or more is, where the prompt is another.
+- `row`: prompt and answer are equal, as a whole row or as one turn of a conversation;
+- `prompt`: the prompt is equal and the answer differs;
+- `near`: any turn of the row contains a prompt of eight words or more, or the row's prompt differs
+  from such a prompt only in signs between digits;
+- `answer`: any turn of the row contains an answer of thirteen words or more; the prompt differs.
 
-A text is part of a row if runs of 13 words that the two have in common cover it: 80% of a prompt,
-or all of an answer or of a prompt of fewer words. Runs that more than two texts of the reference
-sets have in common are what these are wrapped in, and do not count. Nor do rows that have most of a
-prompt but not all of it, if there are more than ten: then the prompt is a template. An answer to
-more than two prompts does not count either.
+A row contains a text if shared runs of 13 words cover 80% of a prompt, or all of an answer or of a
+prompt with fewer than 13 words. Runs that more than two reference texts share are boilerplate and
+do not count. If more than ten rows contain most but not all of a prompt, the prompt is a template
+and these rows do not count. An answer to more than two prompts does not count either.
 
 Sources: GPT-3 (Brown et al. 2020, appendix C) for runs of 8 to 13 words and for discarding what
 more than 10 documents share; Llama 2 (Touvron et al. 2023, appendix A.6) for the 80%.
@@ -32,15 +32,15 @@ from numpy.typing import NDArray
 from g2is_ray.contamination.wording import wording, words
 
 KINDS = ("row", "prompt", "near", "answer")
-"""Ways in which a row is like another, the surest first."""
+"""Kinds of match, from the most to the least certain."""
 
-_RUN = 13  # words
-_SHORTEST = 8  # words of a prompt that is looked for inside of others
-_SHARE = 0.8
-_WRAPPED = 2  # texts that may share a run
-_COPIES = 10  # rows that may have most of a text
+_RUN_WORDS = 13
+_MIN_PROMPT_WORDS = 8  # shorter prompts are not searched for inside other texts
+_MIN_COVERED = 0.8  # of a prompt's words, covered by shared runs
+_MAX_SHARING_TEXTS = 2  # reference texts that may share a run
+_MAX_PARTIAL_ROWS = 10  # rows that may contain most of a text
 _SIEVE_BITS = 20
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, or the first words of a run would not count
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that every word of a run affects its hash
 
 _SIGNS = str.maketrans("", "", "-+*/^=.")
 
@@ -51,18 +51,18 @@ _Parsed = Sequence[tuple[str, list[str]]]  # role and words of each turn
 
 
 class Match(NamedTuple):
-    """A row that is like a row of a reference set, or like several of the same text."""
+    """A row that matches one or more reference rows with the same text."""
 
     row: int
     of: str  # the reference set
-    like: int  # its row, the first of those with this text
+    like: int  # first row of the reference set with this text
     kind: str  # one of KINDS
-    whole: bool = True  # False where the row has most of the text, but not all
+    whole: bool = True  # False if the row contains most of the text, but not all
 
 
 @dataclass
 class _Prompt:
-    """A prompt of a reference set, and the answers to it by their wording."""
+    """A prompt of a reference set, and the rows of each answer to it, by the answer's wording."""
 
     of: str
     wording: str
@@ -72,17 +72,17 @@ class _Prompt:
 
 @dataclass
 class _Passage:
-    """A turn of reference rows that is looked for inside of others."""
+    """A turn of reference rows that is searched for inside other texts."""
 
     kind: str  # near or answer
-    words: list[str]  # dropped when its runs are indexed
-    run: int  # words of the runs that it is found by
+    words: list[str]  # emptied after its runs are indexed
+    run: int  # words per indexed run
     rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by set
-    prompts: set[str] = field(default_factory=set)  # of an answer: wordings of what it answers
+    prompts: set[str] = field(default_factory=set)  # wordings of the prompts that an answer has
 
 
 class Index:
-    """The rows of reference sets, to find others like them. Holds their texts, hence small sets.
+    """An index of reference rows that finds matching rows; holds all reference texts in memory.
 
     Args:
         sets: turns of every row, by the name of the set.
@@ -94,7 +94,9 @@ class Index:
         for name, rows in sets.items():
             for row, turns in enumerate(rows):
                 self._add(name, row, _parse(turns), passages)
-        self._passages = [one for one in passages.values() if len(one.prompts) <= _WRAPPED]
+        self._passages = [
+            one for one in passages.values() if len(one.prompts) <= _MAX_SHARING_TEXTS
+        ]
         self._own, self._runs = _runs_of(self._passages)
         self._members = self._groups()
         for one in self._passages:
@@ -114,10 +116,10 @@ class Index:
             prompt.rows.append(row)
             prompt.answers[wording(answered)].append(row)
         for role, text in turns:
-            kind, least = ("near", _SHORTEST) if role == "user" else ("answer", _RUN)
+            kind, least = ("near", _MIN_PROMPT_WORDS) if role == "user" else ("answer", _RUN_WORDS)
             if role in ("user", "assistant") and len(text) >= least:
                 passage = passages.setdefault(
-                    (kind, wording(text)), _Passage(kind, text, min(_RUN, len(text)))
+                    (kind, wording(text)), _Passage(kind, text, min(_RUN_WORDS, len(text)))
                 )
                 if row not in passage.rows[name][-1:]:
                     passage.rows[name].append(row)
@@ -138,15 +140,15 @@ class Index:
         return groups
 
     def alike(self, match: Match) -> dict[int, str]:
-        """All rows of the reference set that a match is about, each with its kind."""
+        """All rows of the reference set that a match stands for, each with its kind."""
         return self._members[match.of, match.like, match.kind]
 
     def matches(self, rows: Iterable[Sequence[Turn]], besides: str = "") -> list[Match]:
-        """What the rows are like, in their order; they are numbered from 0.
+        """Matches of the rows, in order of the rows, which are numbered from 0.
 
         Args:
             rows: turns of each row.
-            besides: a reference set to leave out, the one that the rows are of.
+            besides: reference set to skip, because the rows belong to it.
         """
         parsed = [_parse(turns) for turns in rows]
         found: dict[tuple[int, str, int], Match] = {}
@@ -161,13 +163,15 @@ class Index:
             tried = [(_joined(turns, "user"), _joined(turns, "assistant"), True)]
             if sum(role == "user" for role, _ in turns) > 1:
                 pairs = itertools.pairwise([*turns, ("", [])])
-                tried += [(u, a, len(u) >= _SHORTEST) for (by, u), (_, a) in pairs if by == "user"]
+                tried += [
+                    (u, a, len(u) >= _MIN_PROMPT_WORDS) for (by, u), (_, a) in pairs if by == "user"
+                ]
             for asked, answered, is_enough in tried:
                 alike = self._prompts.get(_letters(asked), ())
                 own = wording(asked) if alike else ""
                 for prompt in alike:
                     if prompt.wording != own:  # other signs between digits
-                        if len(asked) >= _SHORTEST:
+                        if len(asked) >= _MIN_PROMPT_WORDS:
                             yield Match(row, prompt.of, prompt.rows[0], "near")
                     elif like := prompt.answers.get(wording(answered)):
                         yield Match(row, prompt.of, like[0], "row")
@@ -193,16 +197,16 @@ class Index:
             for offset in offsets:
                 covered[offset : offset + passage.run] = True
             share = covered[own].mean()
-            if share >= (_SHARE if passage.kind == "near" else 1):
+            if share >= (_MIN_COVERED if passage.kind == "near" else 1):
                 for name, like in passage.rows.items():
                     yield Match(row, name, like[0], passage.kind, bool(share == 1))
 
 
 def without_templates(matches: Iterable[Match]) -> list[Match]:
-    """The matches of a whole set, but those with most of a text that too many have most of."""
+    """The matches of a set, without partial matches of a text that more than 10 rows have."""
     held = list(matches)
     partial = Counter(match[1:4] for match in held if not match.whole)
-    return [match for match in held if match.whole or partial[match[1:4]] <= _COPIES]
+    return [match for match in held if match.whole or partial[match[1:4]] <= _MAX_PARTIAL_ROWS]
 
 
 def _order(match: Match) -> tuple[int, bool]:
@@ -214,25 +218,25 @@ def _parse(turns: Iterable[Turn]) -> _Parsed:
 
 
 def _joined(turns: _Parsed, role: str) -> list[str]:
-    """Words of all turns of a role."""
+    """Words of all turns of a role, concatenated."""
     own = [text for by, text in turns if by == role]
     return own[0] if len(own) == 1 else list(itertools.chain.from_iterable(own))
 
 
 def _letters(text: Sequence[str]) -> str:
-    """The words without signs between digits, in one piece."""
+    """The concatenated words without signs between digits."""
     joined = "".join(text)
     return joined if joined.isalnum() else joined.translate(_SIGNS)
 
 
 def _hashes(texts: Iterable[Sequence[str]]) -> NDArray[np.uint64]:
-    """A hash [n] of each word, the same within a process only."""
+    """A hash of each word, uint64 [n]; hashes differ between processes."""
     every = itertools.chain.from_iterable(texts)
     return np.fromiter(map(hash, every), dtype=np.int64).view(np.uint64)
 
 
 def _run_hashes(hashes: NDArray[np.uint64], run: int) -> NDArray[np.uint64]:
-    """A hash [n - run + 1] of so many words from each on."""
+    """A hash of each run of `run` consecutive words, uint64 [n - run + 1]."""
     count = max(0, len(hashes) - run + 1)
     found = np.zeros(count, dtype=np.uint64)
     for place in range(run if count else 0):
@@ -243,7 +247,7 @@ def _run_hashes(hashes: NDArray[np.uint64], run: int) -> NDArray[np.uint64]:
 
 @dataclass
 class _Runs:
-    """Runs of one length, sorted by hash: of which passage, and where in it each begins."""
+    """Runs of one length, sorted by hash, with the passage and the offset of each run."""
 
     hashes: NDArray[np.uint64]
     passages: NDArray[np.int64]
@@ -257,7 +261,7 @@ class _Runs:
         return hashes >> np.uint64(64 - _SIEVE_BITS)
 
     def find(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of hashes [n] that are known, and the numbers of the runs with each."""
+        """Pairs of a position in `hashes` [n] and the index of a run with that hash."""
         at = np.flatnonzero(self._sieve[self._low(hashes)])
         first = np.searchsorted(self.hashes, hashes[at], side="left")
         counts = np.searchsorted(self.hashes, hashes[at], side="right") - first
@@ -266,9 +270,9 @@ class _Runs:
 
 
 def _runs_of(passages: Sequence[_Passage]) -> tuple[list[NDArray[np.bool_]], dict[int, _Runs]]:
-    """Which words of each passage count, and the runs that it is found by, by their length.
+    """The words of each passage that count, as masks, and the indexed runs by their length.
 
-    What several passages share does not count, unless nothing else is left of one.
+    Words of shared runs do not count, unless all words of the passage are shared.
     """
     lengths = np.array([len(one.words) for one in passages], dtype=np.int64)
     firsts = np.cumsum(lengths) - lengths
@@ -286,7 +290,7 @@ def _runs_of(passages: Sequence[_Passage]) -> tuple[list[NDArray[np.bool_]], dic
         runs[run] = _Runs(own[starts], number[starts], starts - firsts[number[starts]])
         once = np.unique(np.stack([own[starts], number[starts].astype(np.uint64)]), axis=1)[0]
         known, counts = np.unique(once, return_counts=True)
-        wide = starts[np.isin(own[starts], known[counts > _WRAPPED])]
+        wide = starts[np.isin(own[starts], known[counts > _MAX_SHARING_TEXTS])]
         for place in range(run):
             shared[wide + place] = True
     counted = [

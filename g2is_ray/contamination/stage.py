@@ -1,8 +1,8 @@
-"""The stage `overlap`: which rows of pool, targets and tests are like rows of targets and tests.
+"""The stage `overlap`: rows of pool, targets and tests that match rows of targets and tests.
 
-`overlap/part-k` holds the matches of a part of the pool, `overlap/matches.jsonl` those of all sets,
-and the receipt their counts. The stage's record says which rows of the pool are like test rows, and
-nothing else: selections read no more, so they are outdated only if that changes.
+`overlap/part-k` holds the matches of a part of the pool, `overlap/matches.jsonl` the matches of all
+sets, and the receipt their counts. The stage's record depends only on which pool rows match test
+rows. Selections read only this, so they are outdated only if it changes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace, part_name
 
 log = logging.getLogger(__name__)
 
-_RULES = 1  # raised when other rows are found to be alike
-_BLOCK_ROWS = 1024  # of the pool that are compared at once, which bounds memory
+_RULES = 1  # version of the rules of matching
+_BLOCK_ROWS = 1024  # pool rows compared at a time, which bounds memory
 _EXAMPLES = 3
 _MATCHES = f"{OVERLAP}/matches.jsonl"
 _WAYS = {
@@ -40,7 +40,7 @@ _WAYS = {
 
 
 def write_overlap(workspace: Workspace) -> None:
-    """Compare pool, targets and tests with all targets and tests, as far as that is not done."""
+    """Compare pool, targets and tests with all targets and tests; finished parts are skipped."""
     sets = _reference_sets(workspace)
     if not sets:
         return
@@ -93,7 +93,7 @@ def _turns(examples: ExampleSet) -> Iterator[list[Turn]]:
 def _of_pool(
     workspace: Workspace, pool: ExampleSet, index: Index, compared: Mapping[str, Any]
 ) -> Iterator[Match]:
-    """Matches of the pool, part by part; those that are done are read."""
+    """Matches of the pool, part by part; finished parts are read from the workspace."""
     references = {name: value for name, value in compared.items() if name != POOL}
     for part in range(pool.parts):
         name = part_name(part)
@@ -118,7 +118,7 @@ def _of_part(pool: ExampleSet, part: int, index: Index) -> Iterator[Match]:
 def _pairs(
     name: str, matches: Iterable[Match], index: Index, held: Mapping[str, ExampleSet]
 ) -> Iterator[dict[str, Any]]:
-    """Of a set and each set that it has rows of: how many rows, by kind, on either side."""
+    """Counts of matching rows by kind, for a set and each reference set that it matches."""
     by_set: dict[str, list[Match]] = defaultdict(list)
     for match in matches:
         by_set[match.of].append(match)
@@ -142,13 +142,13 @@ def _pairs(
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Rows of a set that are like rows of another."""
+    """Rows of a set that match rows of a reference set."""
 
     set: str
     of: str
-    rows: Mapping[str, int]  # of `set`, by kind
-    rows_of: Mapping[str, int]  # of `of`, by kind
-    total_of: int  # rows of `of`
+    rows: Mapping[str, int]  # matching rows of `set`, by kind
+    rows_of: Mapping[str, int]  # matching rows of `of`, by kind
+    total_of: int  # all rows of `of`
     examples: Sequence[tuple[int, int, str]]  # row of `set`, row of `of`, kind
 
     @property
@@ -161,7 +161,7 @@ class Overlap:
         return self.of.endswith("/test")
 
     def sentence(self) -> str:
-        """How many rows are where they should not be, and in which ways.
+        """A sentence with the number of overlapping rows by kind.
 
         >>> found = {"row": 2, "near": 1}
         >>> Overlap(
@@ -175,9 +175,9 @@ class Overlap:
 
 
 def overlaps(workspace: Workspace) -> list[Overlap]:
-    """Overlaps that were found, tests first; each pair of targets or tests is there once.
+    """Overlaps, those of tests first; each pair of targets or tests occurs once.
 
-    None if the sets as they are were not compared yet.
+    Returns an empty list if the current sets were not compared yet.
     """
     if not _is_current(workspace):
         return []
@@ -190,7 +190,7 @@ def overlaps(workspace: Workspace) -> list[Overlap]:
 
 
 def notes(workspace: Workspace, target: str) -> list[str]:
-    """Sentences on what a target's tests and rows overlap with, for its report."""
+    """Sentences on the overlap of a target's rows and tests, for its report."""
     if not _is_current(workspace):
         return ["Pool, target and test rows were not compared: g2is ingest does that."]
     own = (f"targets/{target}/val", f"targets/{target}/test")
@@ -207,14 +207,14 @@ def _said(one: Overlap) -> str:
 
 
 def rows_like_tests_if_compared(workspace: Workspace) -> NDArray[np.bool_]:
-    """As `rows_like_tests`, but none are where the sets were not compared."""
+    """`rows_like_tests`, or all False if the current sets were not compared yet; bool [n]."""
     if _is_current(workspace):
         return rows_like_tests(workspace)
     return np.zeros(workspace.require(POOL, "ingest")["rows"], dtype=bool)
 
 
 def _is_first(one: Overlap) -> bool:
-    """Whether, of two sets that share rows, the first is a target and the second its test."""
+    """Whether an overlap of two targets or tests is the one to report, not its mirror image."""
     kinds = [name.rpartition("/")[2] for name in (one.set, one.of)]
     return kinds == ["val", "test"] or (kinds[0] == kinds[1] and one.set < one.of)
 
@@ -229,10 +229,10 @@ def _place(name: str) -> str:
 
 
 def rows_like_tests(workspace: Workspace) -> NDArray[np.bool_]:
-    """Which rows [n] of the pool are like a test row of any target.
+    """Mask, bool [n], of the pool rows that match a test row of any target.
 
     Raises:
-        WorkspaceError: the sets as they are were not compared yet.
+        WorkspaceError: the current sets were not compared yet.
     """
     workspace.require(OVERLAP, "ingest")
     if not _is_current(workspace):

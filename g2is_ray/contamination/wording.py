@@ -1,4 +1,4 @@
-"""The wording of a text: what is left of it when it is copied, scraped or typed again.
+"""The wording of a text: a normal form that survives copying, scraping and retyping.
 
 Two texts have the same wording if they differ only in case, white space, punctuation, Unicode
 compatibility forms (NFKC), invisible characters, HTML entities and tags, marks of chat templates,
@@ -18,23 +18,23 @@ _TAG = re.compile(
     r"|table|thead|tbody|tr|th|td|blockquote|(?:start|end)_of_turn|<SYS>)(?:\s[^<>]{0,200})?/?>",
     re.IGNORECASE,
 )
-"""Tags of HTML that format text, and marks of chat templates such as <|im_end|> and [/INST]."""
+"""HTML tags that format text, and chat template markers such as <|im_end|> and [/INST]."""
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _APOSTROPHE = re.compile("(?<=\\w)['\u2018\u2019\u02bc](?=\\w)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-"""Characters of Chinese and Japanese, which puts no blanks between words: each is a word."""
+"""Chinese and Japanese characters, each of which counts as a word."""
 _LABEL = re.compile(
     r"(?:[\W_]*(?:question|problem|instruction|prompt|input|user|human|assistant|answer|response"
     r"|output|q|a)\s*:)+"
 )
 _CUE = re.compile(r"(?:\b(?:answer|response|output|assistant|solution|a)\s*:[\W_]*)+\Z")
-_CUE_CHARACTERS = 60  # at the end of a text, where a cue is looked for
+_CUE_CHARACTERS = 60  # at the end of a text, searched for a cue such as `Answer:`
 _WORD = re.compile(r"[^\W_]+|(?<=\d)[-+*/^=<>.](?=\s*\d)|(?<=\d\s)[-+*/^=<>](?=\s*\d)")
-"""Letters and digits; and between two digits, what makes 5 - 3 another number than 5 + 3."""
+"""Letters and digits, and signs between two digits, so that 5 - 3 and 5 + 3 differ."""
 _BRACKETS = re.compile(r"[()\[\]{}<>](?:\s[()\[\]{}<>]){2}")
 _WORD_OR_BRACKET = re.compile(rf"{_WORD.pattern}|[()\[\]{{}}<>]")
-"""Where single brackets stand in a row, they are what the text is about."""
+"""Words and brackets, for texts with three spaced brackets in a row, which are about brackets."""
 _JOINT = re.compile(r"(?<!\d) | (?!\d)")
 
 
@@ -66,7 +66,7 @@ def words(text: str) -> list[str]:
 
 
 def wording(words: Sequence[str]) -> str:
-    """What texts with these words have in common, however the words are parted.
+    """The words as one string that does not depend on how the words are split.
 
     >>> wording(["roll", "ups", "cost", "5"]) == wording(["rollups", "cost", "5"])
     True

@@ -1,8 +1,8 @@
-"""Columns: what a row says of its conversation beside the columns of its schema.
+"""Columns outside of a row's schema that change its conversation or its training.
 
 Trainers give such columns a meaning: LLaMA-Factory `system` and `history`, TRL `tools` and
-`chat_template_kwargs`, all of them those of preference data. They are honored, or the row is
-refused; what is neither is named, so that the log can say it.
+`chat_template_kwargs`, and all of them the columns of preference data. Each such column is used, or
+its row is refused, or the log names it as ignored.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _RESERVED = {
 
 
 def has_meaningful(row: Row) -> bool:
-    """Whether a row has a column that this module knows."""
+    """Whether a row has a column that this module handles."""
     return not _MEANINGFUL.isdisjoint(row)
 
 
 def refuse_unlearnable(row: Row) -> None:
-    """Refuse what is not to be imitated, or cannot be read.
+    """Raise RowError if a column says that the row is not trained on or cannot be text.
 
     Raises:
-        RowError: the row is one of preference data, or has media or calls in columns.
+        RowError: the row is preference data, or has media, weights of tokens or calls in columns.
     """
     for column in _LABELS:
         value = row.get(column)
@@ -86,10 +86,10 @@ def refuse_unlearnable(row: Row) -> None:
 
 
 def with_context(row: Row, turns: Turns, schema: str) -> Turns:
-    """The turns after those that the columns `system` and `history` hold.
+    """The turns preceded by the turns of the columns `system` and `history`.
 
     Raises:
-        RowError: a column is of another form, or says other things than the turns.
+        RowError: a column has the wrong type, or contradicts the turns.
     """
     before = Turns()
     for column in _SYSTEM:
@@ -115,7 +115,7 @@ def with_context(row: Row, turns: Turns, schema: str) -> Turns:
 
 
 def _history(value: Any) -> Turns:
-    """Earlier turns: messages, or pairs of question and answer as LLaMA-Factory has them."""
+    """Earlier turns, from messages or from LLaMA-Factory's pairs of question and answer."""
     pairs = unpack(value)
     if not isinstance(pairs, list) or not all(isinstance(one, list | tuple) for one in pairs):
         return read_turns(pairs, "history")
@@ -131,10 +131,10 @@ def _history(value: Any) -> Turns:
 
 
 def template_of(row: Row) -> Any:
-    """Variables that the row gives the chat template: a dictionary of what JSON can hold.
+    """Variables of the chat template that the row sets, as a dictionary of JSON values.
 
     Raises:
-        RowError: a column is of another form, or sets what is not the row's to set.
+        RowError: a column has the wrong type, or sets a reserved variable.
     """
     found: dict[str, Any] = {}
     if not is_blank(row.get("chat_template_kwargs")):
@@ -156,12 +156,12 @@ def template_of(row: Row) -> Any:
 
 
 def unused(row: Row) -> list[str]:
-    """Columns that mean something to some trainer and nothing here, in words for the log."""
+    """Descriptions of the columns that some trainer uses and that are ignored here."""
     names = [name for name in _UNUSED if not is_blank(row.get(name)) and not _is_one(row[name])]
     names += [name for name in _LABELS if type(row.get(name)) is int and row[name] in (0, 1)]
     return [f"the column {name!r}" for name in names]
 
 
 def _is_one(value: Any) -> bool:
-    """Whether a weight or mask is that of any other row."""
+    """Whether a weight or mask is 1, the default of every row."""
     return isinstance(value, int | float) and value == 1

@@ -1,7 +1,7 @@
-"""Containers: the rows of one file, whatever its format.
+"""Containers: the rows of a file in any supported format.
 
-A file's first bytes decide how it is read, because names are often wrong: a browser unpacks
-what is called .gz, a download of a Git LFS file is a pointer, a login page is saved as .jsonl.
+A file's first bytes decide how it is read, because names are often wrong: a browser decompresses
+a .gz file, a download of a Git LFS file is a pointer, a login page is saved as .jsonl.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from g2is_ray.data.tables import arrow_rows, parquet_rows
 from g2is_ray.errors import InputError
 from g2is_ray.workspace.remote import open_url
 
-# What a damaged file raises; names of columns may be no text, sizes beyond any memory.
+# Errors of damaged files, whose column names may not be UTF-8 and whose sizes may be huge.
 _BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError, MemoryError)
 
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2"}
@@ -49,7 +49,7 @@ _OTHERS: list[tuple[bytes, str, str]] = [
     (b"\x80\x04", "a Python pickle", _CONVERT),
     (b"\x80\x05", "a Python pickle", _CONVERT),
 ]
-"""First bytes of what is not read, what it is, and what to do."""
+"""First bytes of an unsupported format, its name, and the remedy."""
 
 _UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|\x00\x00\xfe\xff|\x00*[\[{\"]\x00")
 _ARRAY = re.compile(rb"\[\s*(\{|\]|$)")
@@ -57,10 +57,10 @@ _ONE_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*\"")
 
 
 def rows(file: str) -> Rows:
-    """Parsed rows of a file or hub dataset; a RowError where a row cannot be parsed.
+    """Rows of a file or hub dataset; a row that cannot be parsed is a RowError.
 
     Raises:
-        InputError: while reading, if the file is missing, damaged, or of a kind that is not read.
+        InputError: while reading, if the file is missing, damaged, or in an unsupported format.
     """
     if HUB.fullmatch(file):
         yield from _hub_rows(file)
@@ -76,7 +76,7 @@ def rows(file: str) -> Rows:
     except Exception as error:
         if isinstance(error, InputError) or not (isinstance(error, _BROKEN) or is_remote(file)):
             raise
-        if "too much memory" in str(error):  # Arrow's limit is zstd's own
+        if "too much memory" in str(error):  # zstd's default limit of 128 MiB
             raise InputError(
                 f"{file}: was packed with a window of more than 128 MiB (zstd --long or --ultra); "
                 "pack it again without: zstd -d --long=31, then zstd"
@@ -127,10 +127,10 @@ def _file_rows(raw: Any, file: str) -> Rows:
 
 
 def _packed_with(start: bytes) -> str:
-    """Name of the compression that these first bytes are of, empty if of none."""
+    """Name of the compression that begins with `start`; empty if there is none."""
     if start.startswith(b"\x1f\x8b"):
         return "gzip"
-    # Some programs put a frame first that is to be skipped.
+    # Some programs write a skippable zstd frame first.
     if start.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", start):
         return "zstd"
     return "bzip2" if start.startswith(b"BZh") and start[4:8] == b"1AY&" else ""
@@ -142,14 +142,13 @@ def _unpacked(stream: Any, packed: str) -> io.BufferedReader:
     elif packed == "bzip2":
         stream = bz2.BZ2File(stream)
     else:
-        # Not the zstandard library (nor fsspec, which uses it): its reader takes a truncated
-        # file for a complete one. Arrow's raises.
+        # Arrow raises for a truncated file; the zstandard library, which fsspec uses, does not.
         stream = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
     return io.BufferedReader(stream, 2**20)
 
 
 def _refuse_other(start: bytes, file: str) -> None:
-    """Refuse what its first bytes show to be neither JSON nor a table."""
+    """Raise InputError if the first bytes are neither JSON nor a table."""
     for magic, what, remedy in _OTHERS:
         if start.startswith(magic):
             raise InputError(f"{file}: is {what}; {remedy}")
@@ -168,7 +167,7 @@ def _refuse_other(start: bytes, file: str) -> None:
 
 
 def _hub_rows(file: str) -> Rows:
-    from datasets import load_dataset  # slow to import, and few need it
+    from datasets import load_dataset  # slow to import and rarely needed
 
     hub = HUB.fullmatch(file)
     assert hub is not None
@@ -176,7 +175,7 @@ def _hub_rows(file: str) -> Rows:
         split = hub["split"] or "train"
         rows = load_dataset(hub["name"], hub["config"], split=split, streaming=True)
         yield from enumerate(rows, start=1)
-    except Exception as error:  # of any type: the library passes on those of its many parts
+    except Exception as error:  # the library raises errors of many types
         raise InputError(
             f"{file}: cannot be read from the hub ({type(error).__name__}: {one_line(error)}); "
             "check the name, the configuration, the split (hf://name:config:split) and the network"

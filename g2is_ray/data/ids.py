@@ -1,4 +1,4 @@
-"""Ids: each row of a set has another, although many files number their rows from 0."""
+"""Ids: unique row ids within a set, although many files number their rows from 0."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class Ids:
-    """Where each id was first seen; on disk, so that memory does not grow with the pool.
+    """File and line of each id, stored on disk so that memory does not grow with the pool.
 
-    Many data sets number the rows of each file from 0, so an id that another file has already is
-    qualified by its file. An id that its file repeats is refused. Rows added in the same order
-    get the same ids.
+    Many data sets number the rows of each file from 0, so an id that an earlier file has gets its
+    file's name as a prefix. An id that occurs twice in a file is refused. Rows added in the same
+    order get the same ids.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,13 +30,13 @@ class Ids:
         self._db.execute(
             "CREATE TABLE ids (key BLOB PRIMARY KEY, file TEXT, line INTEGER) WITHOUT ROWID"
         )
-        self._qualified = ""  # file that the log was last told of
+        self._qualified = ""  # last file that the log named
 
     def add(self, own: str, file: str, line: int) -> str:
-        """The id that the row is to have: its own, or `FILE#ID` if another file has that.
+        """The unique id of the row: `own`, or `FILE#ID` if another file has `own`.
 
         Raises:
-            InputError: the file has the id already.
+            InputError: the id occurs twice in the file.
             WorkspaceError: the disk is full.
         """
         first = self._insert(own, file, line)
@@ -64,7 +64,7 @@ class Ids:
         )
 
     def _insert(self, name: str, file: str, line: int) -> tuple[str, int] | None:
-        """File and line that have the id already; None if it is new, and now of this row."""
+        """File and line of an existing id; None if the id is new and was inserted."""
         key = hashlib.blake2b(name.encode(), digest_size=16).digest()
         try:
             self._db.execute("INSERT INTO ids VALUES (?, ?, ?)", (key, file, line))

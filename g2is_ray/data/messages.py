@@ -1,7 +1,7 @@
-"""Messages: a row's list of turns as chat templates take it, and which are trained on.
+"""Messages: conversion of a row's turns to messages of a chat template with training flags.
 
-The keys of a turn are told from the turn itself, because `messages` and `conversations` hold
-`role` and `content` in some files, `from` and `value` in others.
+The keys of each turn are detected, because `messages` and `conversations` hold `role` and
+`content` in some files, and `from` and `value` in others.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ _PROVENANCE = {
     *("stop_reason", "logprobs", "score", "scores", "rating", "rank", "labels", "metadata", "meta"),
     *("annotations", "citations", "html", "markdown", "user_id", "username", "url", "license"),
 }
-"""Keys of a message that say where it comes from, which nobody trains on."""
+"""Keys with metadata of a message, which no trainer uses."""
 
 
 @dataclass(slots=True)
 class Turns:
-    """Messages in order, which are trained on, and what was ignored in them."""
+    """Messages in order, whether each is trained on, and the ignored keys."""
 
     messages: list[Message] = field(default_factory=list)
     supervised: list[bool] = field(default_factory=list)
-    ignored: set[str] = field(default_factory=set)  # in words, for the log
+    ignored: set[str] = field(default_factory=set)  # descriptions for the log
 
     def add(self, role: str, content: str) -> None:
         self.messages.append({"role": role, "content": content})
         self.supervised.append(role == "assistant")
 
     def extend(self, others: Turns, *, context: bool = False) -> None:
-        """Add turns at the end; none of them is trained on if they are `context`."""
+        """Append turns; `context` turns are not trained on."""
         self.messages += others.messages
         self.supervised += [one and not context for one in others.supervised]
         self.ignored |= others.ignored
@@ -76,7 +76,7 @@ def read_turns(value: Any, place: str) -> Turns:
     """The turns of a list of messages, of its JSON text, or of an object of lists.
 
     Raises:
-        RowError: it is none of these, or one of the messages cannot be used.
+        RowError: the value is none of these, or one of the messages cannot be used.
     """
     rows = _rows(unpack(value))
     if not isinstance(rows, list):
@@ -85,7 +85,7 @@ def read_turns(value: Any, place: str) -> Turns:
     if not rows:
         raise RowError(f"{place} is an empty list")
     turns = Turns()
-    called = False  # by the turn before, which was nothing but a call
+    called = False  # whether the turn before was only a call
     for number, row in enumerate(rows):
         if type(row) is dict and len(row) == 2:
             name, content = row.get("role"), row.get("content")
@@ -99,7 +99,7 @@ def read_turns(value: Any, place: str) -> Turns:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a value is a list of messages rather than a text, which may be JSON as well."""
+    """Whether a value is a list of messages, possibly as JSON text, and not plain text."""
     if isinstance(value, list):
         return True
     rows = _rows(unpack(value))
@@ -114,7 +114,7 @@ def looks_like_turn(value: Any) -> bool:
 
 
 def _rows(value: Any) -> Any:
-    """A list of messages out of an object of lists, one per key, as some Parquet files have it."""
+    """Messages from an object with a list for each key, as in some Parquet files."""
     if not isinstance(value, dict) or not value.keys() & {*_ROLE_KEYS}:
         return value
     columns = {key: column for key, column in value.items() if column is not None}
@@ -126,7 +126,7 @@ def _rows(value: Any) -> Any:
 
 
 def _read(row: Any, place: str, turns: Turns, *, after_call: bool) -> bool:
-    """Add one turn; whether it is nothing but a call."""
+    """Append one turn; returns whether the turn is only a call."""
     turn = _object(row, place)
     role_key, name = _pick(turn, _ROLE_KEYS, place)
     name = unpack(name)
@@ -169,14 +169,14 @@ def _object(row: Any, place: str) -> Mapping[str, Any]:
         isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
         for pair in row
     ):
-        row = dict(row)  # of a map column
+        row = dict(row)  # a value of a map column
     if not isinstance(row, dict):
         raise RowError(f"{place} is {kind(row)}, not an object")
     return row
 
 
 def _pick(turn: Mapping[str, Any], keys: tuple[str, ...], place: str) -> tuple[str, Any]:
-    """The key that the turn has of `keys`, and its value."""
+    """The first of `keys` that the turn has, and its value."""
     held = [key for key in keys if turn.get(key) is not None]
     if not held:
         null = [key for key in keys if key in turn]
@@ -193,7 +193,7 @@ def _pick(turn: Mapping[str, Any], keys: tuple[str, ...], place: str) -> tuple[s
 
 
 def _known(role: Any) -> Any:
-    """A role under the name that chat templates know it by; one that is not known as it is."""
+    """The chat templates' name of a role; an unknown role unchanged."""
     if not isinstance(role, str):
         return role
     name = role.strip().casefold()
@@ -208,7 +208,7 @@ def _content(turn: Mapping[str, Any], place: str, *, optional: bool) -> str:
 
 
 def _flag(turn: Mapping[str, Any], place: str) -> bool | None:
-    """Whether the turn asks to be trained on; None where it does not say."""
+    """Whether the turn's keys say to train on it; None if they do not say."""
     found = {}
     for key in _TRAINED:
         found[key] = flag(turn.get(key), f"{place}.{key}")
@@ -222,7 +222,7 @@ def _flag(turn: Mapping[str, Any], place: str) -> bool | None:
 
 
 def _further(turn: Mapping[str, Any], role: str, place: str, ignored: set[str]) -> Message:
-    """What a template may read beside role and content."""
+    """Keys other than role and content that a chat template may read."""
     found: Message = {}
     for key, value in turn.items():
         if key in _ROLE_KEYS or key in _CONTENT_KEYS or is_blank(value):

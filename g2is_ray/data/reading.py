@@ -1,9 +1,9 @@
 """Reading: instruction examples as a stream from JSON lines, JSON, Parquet, Arrow and the hub.
 
-Every path goes through fsspec, so local files, s3://, gs://, https:// and memory:// are
-read alike. A row that cannot be used is handed on as `Rejected` with its reason; a file
-that cannot be read to its end stops the reading. What carries meaning in a row and is not
-used is counted and logged once per file. Memory does not grow with the pool.
+Every path goes through fsspec, so local files, s3://, gs://, https:// and memory:// work in the
+same way. A row that cannot be used becomes a `Rejected` with its reason; a file that cannot be read
+to its end stops the reading. Ignored keys and columns are counted and logged once per file. Memory
+does not grow with the pool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from g2is_ray.errors import InputError
 log = logging.getLogger(__name__)
 
 _TEXT_CHARACTERS = 2000
-_MAX_IGNORED = 20  # kinds per file that are counted apart
+_MAX_IGNORED = 20  # kinds of ignored keys per file that are counted separately
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Example:
     id: str  # the row's own "id", or "<file>:<line>"
     conversation: Conversation  # at least one turn is trained on
     group: str  # label for reports only: the row's source column or the file's stem
-    answer: str | None  # what a prediction is compared with, where the row has it
+    answer: str | None  # the reference that predictions are compared with, if the row has one
     record: str  # the row in its own schema as one line of JSON; NaN and infinities as null
     file: str
     line: int  # line of JSON lines, otherwise 1-based number of the row
@@ -54,10 +54,10 @@ class Rejected:
 
 @dataclass
 class _Ignored:
-    """What is not used of the rows of one file, how often, and where first."""
+    """Counts of ignored keys and columns of one file, with the line of the first of each."""
 
     file: str
-    counts: dict[str, list[int]] = field(default_factory=dict)  # rows, line of the first
+    counts: dict[str, list[int]] = field(default_factory=dict)  # number of rows, first line
 
     def add(self, things: Iterable[str], line: int) -> None:
         for thing in things:
@@ -80,7 +80,7 @@ def read_examples(
     source_field: str = "source",
     supervise: Literal["all", "last"] = "all",
 ) -> Iterator[Example | Rejected]:
-    """Rows of the files, one after another, in the order they are given.
+    """Rows of the files, one after another, in the given order.
 
     Args:
         files: as `expand` returns them.
@@ -130,7 +130,7 @@ def _read(
         if not line:
             empty.append(file)
             if len(files) > 1:
-                log.warning("%s: the file is empty; passing over it", file)
+                log.warning("%s: the file is empty; skipping it", file)
     if len(empty) == len(files) > 0:
         raise InputError(f"{clip(', '.join(empty))}: the file is empty; remove it or fill it")
 
@@ -165,5 +165,5 @@ def _example(
 
 
 def _label(value: Any) -> str:
-    """A string or integer as a string, anything else as an empty one."""
+    """A string or integer as a string; an empty string for other values."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""

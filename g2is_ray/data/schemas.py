@@ -1,6 +1,6 @@
-"""Schemas: what the columns of a row mean; a row as a conversation and as a line of JSON.
+"""Schemas: conversion of a row's columns to a conversation and to a line of JSON.
 
-Four schemas are known, named after the column layouts people publish:
+There are four schemas, named after published column layouts:
 
 - `messages`: `messages`, a list of `{"role", "content"}`;
 - `prompt-completion`: `prompt` and `completion`, each a text or a list of messages (TRL);
@@ -33,7 +33,7 @@ def check_format(name: str) -> None:
 
 
 def detect(row: Row) -> str | None:
-    """Name of the schema whose columns the row has, None where there is none.
+    """Name of the schema whose columns the row has; None if it fits no schema.
 
     A file may hold rows of several schemas; in Parquet, each then has nulls in the columns of
     the others. `messages` goes first: some sets repeat the first question in a column `prompt`.
@@ -45,7 +45,7 @@ def detect(row: Row) -> str | None:
 
 
 def hint(row: Row) -> str:
-    """What a row of no known schema seems to be, and what to do; a sentence's end."""
+    """A guess at the format of a row that fits no schema, with a remedy; ends a sentence."""
     if row.keys() & {"rejected", "non_preferred_output"}:
         return (
             "it is preference data, which is not trained on; keep the chosen answers alone, as "
@@ -64,11 +64,11 @@ def to_conversation(row: Row, schema: str, ignored: set[str] | None = None) -> C
     """The row's conversation, with roles and contents as plain strings.
 
     Args:
-        ignored: takes in words what of the row carries meaning and is not used.
+        ignored: set to which descriptions of ignored keys and columns are added.
 
     Raises:
-        RowError: a field is missing or of the wrong type, asks for what cannot be honored, or
-            there is nothing to learn because no assistant turn has text or calls.
+        RowError: a field is missing, has the wrong type or is not supported, or no assistant turn
+            has text or calls.
     """
     needed, convert = SCHEMAS[schema]
     for column in sorted(needed):
@@ -142,7 +142,7 @@ def _from_alpaca(row: Row) -> Turns:
 
 
 def _from_prompt_completion(row: Row) -> Turns:
-    """Earlier answers in the prompt are context: TRL trains on the completion alone."""
+    """Turns of a prompt and a completion; only the completion is trained on, as in TRL."""
     turns = Turns()
     if is_turns(row["prompt"]):
         turns.extend(read_turns(row["prompt"], "prompt"), context=True)
@@ -167,4 +167,4 @@ SCHEMAS: dict[str, tuple[frozenset[str], Callable[[Row], Turns]]] = {
     "alpaca": (frozenset({"instruction", "output"}), _from_alpaca),
     "sharegpt": (frozenset({"conversations"}), _from_sharegpt),
 }
-"""Needed columns and the conversion of each schema, in the order in which they are tried."""
+"""Required columns and conversion function of each schema, in the order of detection."""

@@ -1,7 +1,6 @@
-"""Sources: the files behind paths, globs, directories and URLs, and what tells them apart.
+"""Sources: files behind paths, globs, directories and URLs, and the identity of their content.
 
-Every path goes through fsspec, so local files, s3://, gs://, https:// and memory:// are
-found alike.
+Local files, s3://, gs://, https:// and memory:// all go through fsspec.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ HUB = re.compile(
     r"hf://(?P<name>(?:[\w.-]+/)?[\w.-]+)(?:(?::(?P<config>[\w.+-]+))?:(?P<split>[\w.-]+))?"
 )
 _COMPRESSIONS = (".gz", ".zst", ".bz2")
-_TABLES = (".parquet", ".arrow")  # packed inside; packed once more they could not be sought in
+_TABLES = (".parquet", ".arrow")  # need seeking, so outer compression is not supported
 
 _METADATA = re.compile(
     r"(dataset_infos?|dataset_dict|state|dataset-metadata)\.json|"
     r"(generation_|tokenizer_|special_tokens_)?(config|map|metadata|croissant|package)\.json|"
-    r"cache-[^/]*\.arrow"  # what datasets computed from the rows that are beside it
+    r"cache-[^/]*\.arrow"  # results that `datasets` computed from the rows
 )
 _UNREAD = (".csv", ".tsv", ".xlsx", ".feather", ".zip", ".tar", ".xz", ".tgz", ".7z")
 _HELD_OUT = {"test", "tests", "testing", "validation", "valid", "val", "dev", "eval", "heldout"}
@@ -43,13 +42,12 @@ _UNSHOWN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 def expand(sources: Sequence[str]) -> list[str]:
     """Files behind paths, globs, directories and URLs; sorted, each once.
 
-    Directories are searched to any depth for files whose names say that they can be read, leaving
-    out names that start with a dot and files that describe a data set, such as
-    dataset_info.json. Local paths stay relative where they were given so.
-    `hf://org/name[[:config]:split]` is left as it is.
+    Directories are searched to any depth for files with readable suffixes, except for names that
+    start with a dot and metadata files such as dataset_info.json. Relative local paths stay
+    relative. `hf://org/name[[:config]:split]` stays unchanged.
 
     Raises:
-        InputError: nothing is there, or nothing that can be read.
+        InputError: a source does not exist or has no readable file.
     """
     found: dict[str, str] = {}  # by absolute address, so that ./a and a are one file
     for source in sources:
@@ -69,7 +67,7 @@ def _expand_one(source: str) -> Iterator[tuple[str, str]]:
         paths, searched = _search(fs, path)
     except FileNotFoundError:
         raise InputError(f"{source}: no such file or directory; check the path") from None
-    except Exception as error:  # each storage library has kinds of its own
+    except Exception as error:  # storage libraries raise various errors
         raise InputError(f"{source}: cannot be opened ({why(error, source)})") from error
     if searched:
         paths = _without_metadata(source, paths)
@@ -98,7 +96,7 @@ def _search(fs: Any, path: str) -> tuple[list[str], bool]:
         if not has_magic(path):
             raise
         matches = fs.glob(path)
-        if not matches and "[" in path:  # the brackets may be those of a name
+        if not matches and "[" in path:  # the brackets may be part of the name
             matches = fs.glob(path.replace("[", "[[]"))
         return [found for found in matches if fs.isfile(found)], True
     if kind != "directory":
@@ -109,14 +107,14 @@ def _search(fs: Any, path: str) -> tuple[list[str], bool]:
 
 
 def _without_metadata(source: str, paths: list[str]) -> list[str]:
-    """The files without those that describe a data set; says what is passed over."""
+    """The files without metadata files; logs the skipped files."""
     kept = [path for path in paths if not _METADATA.fullmatch(path.rpartition("/")[2])]
     unread = [path for path in kept if path.lower().endswith(_UNREAD)]
     if len(kept) < len(paths):
-        log.info("%s: passing over %d files that describe data", source, len(paths) - len(kept))
+        log.info("%s: skipping %d metadata files", source, len(paths) - len(kept))
     if unread and len(unread) < len(kept):
         log.warning(
-            "%s: passing over %d files of kinds that are not read, such as %s",
+            "%s: skipping %d files in unsupported formats, such as %s",
             *(source, len(unread), unread[0]),
         )
     return kept
@@ -132,7 +130,7 @@ def _remedy(paths: Sequence[str]) -> str:
 
 
 def held_out(files: Sequence[str]) -> list[str]:
-    """The files that are named like rows to test or validate with: by name, folder or split."""
+    """The files whose name, folder or split looks like test or validation rows."""
     return [file for file in files if _is_held_out(file)]
 
 
@@ -150,15 +148,15 @@ def _words(name: str) -> list[str]:
 
 
 def describe(file: str) -> dict[str, Any]:
-    """What tells one version of a file from any other: its content.
+    """A description of a file that changes with its content.
 
     Returns:
-        `name` (without folders), `size` in bytes, and `sha256` of the whole file or, of one that
-        is not local, `tag`: what its store changes with the content, if it has such a thing. For
-        hub datasets only `name`.
+        `name` (without folders), `size` in bytes, and `sha256` of the content. For a remote file
+        whose store has a tag of the content, `tag` replaces `sha256`. For hub datasets, only
+        `name`.
 
     Raises:
-        InputError: the file cannot be read, or changes meanwhile.
+        InputError: the file cannot be read, or changes while it is read.
     """
     if HUB.fullmatch(file):
         return {"name": file}
@@ -174,15 +172,15 @@ def describe(file: str) -> dict[str, Any]:
             return described | {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     except InputError:
         raise
-    except Exception as error:  # see above
+    except Exception as error:  # storage libraries raise various errors
         raise InputError(f"{file}: cannot be read ({why(error, file)}); check the path") from error
 
 
 def content_tag(info: Mapping[str, Any]) -> str | None:
-    """What a store says of a file, as fsspec gives it, that another content would change."""
+    """The tag in fsspec's `info` of a file that changes with its content; None if it has none."""
     for name in ("md5Hash", "content_md5", "ETag", "etag", "generation"):
         value = str(info.get(name) or "")
-        if value and not value.startswith("W/"):  # a weak one may stay
+        if value and not value.startswith("W/"):  # a weak ETag may stay
             return f"{name} {value}"
     return None
 
@@ -205,12 +203,12 @@ def container(file: str) -> tuple[str, str, str]:
 
 
 def is_remote(file: str) -> bool:
-    """Whether a file is reached through a storage library, which raises errors of its own kinds."""
+    """Whether a file is read through a storage library, which may raise any error."""
     return "://" in file
 
 
 def why(error: BaseException, file: str) -> str:
-    """Why a file cannot be opened or read, on one line."""
+    """The reason why a file cannot be opened or read, on one line."""
     return clip(reason(error, file) if is_remote(file) else one_line(error))
 
 

@@ -1,8 +1,8 @@
 """Tools: calls and definitions of functions in the form that chat templates take.
 
 That form is Hugging Face's: `{"type": "function", "function": {…}}`, a call's arguments as an
-object. OpenAI's older `function_call` and `functions`, LLaMA-Factory's bare objects, and all of
-these as JSON text are brought into it.
+object. OpenAI's older `function_call` and `functions`, LLaMA-Factory's bare objects, and JSON text
+of any of these are converted to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from g2is_ray.data.values import RowError, as_json, is_blank, kind, unpack, with
 
 
 def calls_of(value: Any, place: str) -> list[dict[str, Any]]:
-    """Calls of tools; empty where the value says nothing.
+    """Tool calls in the chat templates' form; empty if the value is blank.
 
     Raises:
         RowError: a call has no name, or its arguments are no object.
@@ -40,10 +40,10 @@ def _call(value: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def definitions_of(value: Any, place: str) -> list[dict[str, Any]]:
-    """Definitions of tools; empty where the value says nothing.
+    """Tool definitions in the chat templates' form; empty if the value is blank.
 
     Raises:
-        RowError: the value is no list of objects, or one has no name.
+        RowError: the value is not a list of objects, or a tool has no name.
     """
     return [_definition(one, place) for one in _objects(value, place)]
 
@@ -73,6 +73,6 @@ def _objects(value: Any, place: str) -> list[dict[str, Any]]:
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """The value with what JSON cannot hold as text, so that it can be kept in a workspace."""
+    """The value with everything that JSON cannot represent as text."""
     found: dict[str, Any] = json.loads(as_json(value))
     return found

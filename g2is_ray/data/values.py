@@ -1,7 +1,7 @@
-"""Values: texts, lists, flags and objects out of what a row's fields hold.
+"""Values: conversion of a row's fields to texts, lists, flags and objects.
 
-Parquet and JSON files keep the same thing in several ways: a list as itself, as JSON text or as
-bytes; a flag as a boolean, as 0 and 1 or as a word.
+Parquet and JSON files encode a value in several ways: a list as a list, JSON text or bytes; a flag
+as a boolean, 0 and 1, or a word.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ class RowError(ValueError):
 def as_json(value: Any) -> str:
     """The value as one line of JSON.
 
-    JSON has no word for NaN and infinities, which become null, nor for some things that
-    Parquet holds: bytes become text, or base64 where they are none; dates and decimals
-    become text.
+    Values that JSON cannot represent are converted: NaN and infinities to null, bytes to text or,
+    if they are not UTF-8, to base64, and dates and decimals to text.
 
     Raises:
         RowError: the value is nested too deeply.
@@ -69,7 +68,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def unpack(value: Any) -> Any:
-    """The list or object that JSON text or bytes hold; anything else as it is."""
+    """The list or object parsed from JSON text or bytes; other values unchanged."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -86,7 +85,7 @@ def unpack(value: Any) -> Any:
 
 
 def text_of(value: Any, place: str) -> str:
-    """A string, a whole number, or the joined texts of a list of parts that are all text.
+    """The text of a string, an integer, or a list of text parts, which are joined.
 
     Raises:
         RowError: the value is something else; names `place`.
@@ -115,10 +114,10 @@ def text_of(value: Any, place: str) -> str:
 
 
 def flag(value: Any, place: str) -> bool | None:
-    """A yes or no, however it is written; None where it says nothing.
+    """A boolean from any spelling of yes or no; None if the value is blank.
 
     Raises:
-        RowError: the value is neither, such as a weight of 0.5.
+        RowError: the value is something else, such as a weight of 0.5.
     """
     if is_blank(value):
         return None
@@ -133,7 +132,7 @@ def flag(value: Any, place: str) -> bool | None:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a field says nothing: null, empty, all nulls, or JSON text of an empty value."""
+    """Whether a field is blank: null, empty, all nulls, or JSON text of an empty value."""
     if isinstance(value, str | bytes):
         value = value.strip()
         return not value or value in ("[]", "{}", "null", b"[]", b"{}", b"null")
@@ -154,7 +153,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """The JSON type of a value, with its article."""
     if value is None:
         return "null"
     if value == "":

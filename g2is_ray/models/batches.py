@@ -1,4 +1,4 @@
-"""Batches of examples: which go together, padded, and what they are to predict.
+"""Batches of examples: their sizes, padding and prediction targets.
 
 Shapes: b examples, t tokens, n supervised tokens of a batch.
 """
@@ -12,23 +12,22 @@ from typing import Literal
 
 import torch
 
-from g2is_ray.chat.encoder import Encoded
+from g2is_ray.chat.encoder import IGNORED, Encoded
 from g2is_ray.errors import SettingError
 from g2is_ray.models.rope import Regimes
 
-IGNORED = -100  # label of a token that is not supervised, as in transformers
 NO_REGIMES = Regimes()
 
 
 def batch_end(
     lengths: Sequence[int], start: int, token_budget: int, regimes: Regimes = NO_REGIMES
 ) -> int:
-    """Where the batch that begins at `start` ends, so that longest x count fits the budget.
+    """End of the batch that begins at `start`, so that longest x count fits the budget.
 
     Args:
-        lengths: tokens of each example, falling.
-        token_budget: of padded tokens; a single example may exceed it.
-        regimes: a batch is within one regime of the model's rotary embeddings.
+        lengths: tokens of each example, in descending order.
+        token_budget: maximum padded tokens; a single example may exceed it.
+        regimes: regimes of the model's rotary embeddings; a batch stays within one.
     """
     stop = min(len(lengths), start + max(1, token_budget // lengths[start]))
     if regimes:
@@ -38,14 +37,14 @@ def batch_end(
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Indices from long to short: little padding, and what does not fit shows at once."""
+    """Indices from long to short: little padding, and the largest batch runs first."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
 def batches_by_length(
     lengths: Sequence[int], token_budget: int, regimes: Regimes = NO_REGIMES
 ) -> Iterator[list[int]]:
-    """Every index of `lengths` once, in batches of at most `token_budget` padded tokens."""
+    """Batches of indices of `lengths`, each index once, within `token_budget` padded tokens."""
     order = by_length(lengths)
     falling = [lengths[i] for i in order]
     start = 0
@@ -56,16 +55,16 @@ def batches_by_length(
 
 
 class TokenBudget:
-    """How many padded tokens a batch may have; what was learned stays for later batches.
+    """The maximum padded tokens of a batch, adjusted as batches run.
 
     Args:
-        tokens: the budget, or `auto` to find it: it is doubled for as long as batches of
-            twice the size process a token at least 5 % faster.
+        tokens: the budget, or `auto` to search for it: the budget doubles as long as batches of
+            twice the size process tokens at least 5% faster.
     """
 
     _FIRST = 512
     _GAIN = 1.05
-    _TRIES = 2  # batches of each size; the first of a size may also pay for its set-up
+    _TRIES = 2  # batches of each size; the first batch of a size may include set-up time
 
     def __init__(self, tokens: int | Literal["auto"]) -> None:
         self.searching = tokens == "auto"
@@ -74,12 +73,16 @@ class TokenBudget:
         self._rates: list[float] = []
 
     def halve(self, tried: int) -> None:
-        """A batch of `tried` padded tokens did not fit into memory."""
+        """Halve the budget after a batch of `tried` padded tokens ran out of memory."""
         self.tokens = max(1, min(self.tokens, tried) // 2)
         self.searching = False
 
     def watch(self, padded_tokens: int, began: float) -> None:
-        """Learn from a batch that began at `began` (`time.perf_counter`) and just ended."""
+        """Adjust the budget by the rate of a batch that started at `began` and just ended.
+
+        Args:
+            began: value of `time.perf_counter`.
+        """
         if not self.searching or padded_tokens < 0.75 * self.tokens:
             return
         self._rates.append(padded_tokens / (time.perf_counter() - began))
@@ -104,17 +107,17 @@ def compute_batches(
     remedy: str = "set max_tokens lower",
     regimes: Regimes = NO_REGIMES,
 ) -> None:
-    """Call `compute` with begin and end of one batch after another.
+    """Call `compute` with the start and end of one batch after another.
 
-    A batch that does not fit into memory is begun anew, smaller.
+    A batch that runs out of memory is retried with half the budget.
 
     Args:
-        lengths: tokens of each example, falling.
-        remedy: what to do about an example that does not fit by itself.
-        regimes: each batch is within one regime of the model's rotary embeddings.
+        lengths: tokens of each example, in descending order.
+        remedy: advice of the message for an example that does not fit into memory alone.
+        regimes: regimes of the model's rotary embeddings; a batch stays within one.
 
     Raises:
-        SettingError: there is such an example; says how long it is.
+        SettingError: a single example does not fit into memory; gives its length.
     """
     start = 0
     while start < len(lengths):
@@ -139,9 +142,9 @@ def compute_batches(
 
 
 def _fits(compute: Callable[[int, int], None], start: int, stop: int) -> bool:
-    """Compute a batch; False if memory does not suffice.
+    """Compute a batch; returns False if it runs out of memory.
 
-    The error, which holds the batch's tensors, is gone when this returns.
+    The error, which references the batch's tensors, is freed on return.
     """
     try:
         compute(start, stop)
@@ -172,10 +175,10 @@ def pad(examples: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.T
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch on a device, and where its supervised tokens are.
+    """A padded batch on a device, and the positions of its supervised tokens.
 
-    There is no attention mask: a causal model's tokens look back only, so padding on the
-    right is seen by padding alone, whose outputs nobody uses.
+    It has no attention mask: in a causal model only padding attends to padding on the right, and
+    the outputs of padding are not used.
     """
 
     ids_bt: torch.Tensor
@@ -186,7 +189,7 @@ class Batch:
 
     @classmethod
     def of(cls, examples: Sequence[Encoded], pad_id: int, device: torch.device) -> Batch:
-        """Worked out on the host and copied without waiting for the device."""
+        """A batch of examples, built on the host and copied to `device` asynchronously."""
         ids_bt, labels_bt = pad(examples, pad_id)
         next_bt = torch.nn.functional.pad(labels_bt[:, 1:], (0, 1), value=IGNORED)
         supervised_bt = next_bt != IGNORED

@@ -87,7 +87,7 @@ def left_out_pattern(model: PreTrainedModel, targets: tuple[str, ...] = ALL_LINE
         if inside and not name.startswith(f"{inside}."):
             found[rf"(?!{re.escape(inside)}\.).*"] = None
         elif _in_cross_attention(model, name) or (
-            targets == ALL_LINEAR and not _can_be_adapted(model, name)
+            targets == ALL_LINEAR and not _takes_lora(model, name)
         ):
             found[re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name))] = None
     return "|".join(found) or None
@@ -133,7 +133,7 @@ def _in_cross_attention(model: PreTrainedModel, name: str) -> bool:
 
 
 @torch.no_grad()
-def _can_be_adapted(model: PreTrainedModel, name: str) -> bool:
+def _takes_lora(model: PreTrainedModel, name: str) -> bool:
     """Whether PEFT adapts the linear module, and its output is linear in its input.
 
     Routers that derive from a linear module return several tensors; grouped ones take other shapes.

@@ -1,4 +1,4 @@
-"""A causal LM's loss at supervised positions only, in chunks.
+"""SupervisedLoss: a causal LM's loss at supervised positions only, in chunks.
 
 Shapes: b examples, t tokens, h hidden size, n supervised tokens, v vocabulary.
 """
@@ -17,7 +17,7 @@ from g2is_ray.models.batches import Batch
 from g2is_ray.models.decoder import Found, find_decoder
 from g2is_ray.models.rope import regimes
 
-_LOGITS = 2**25  # held at once: 128 MiB in float32, and about three times that with gradients
+_MAX_LOGITS = 2**25  # 128 MiB in float32, and about three times that with gradients
 
 
 class SupervisedLoss:
@@ -28,23 +28,24 @@ class SupervisedLoss:
 
     Args:
         model: a transformers causal LM, with an adapter or without, in evaluation mode.
+        max_logits: logits computed at a time, which bounds memory.
 
     Raises:
-        SettingError: its logits are not a function of its decoder's last hidden states.
+        SettingError: the model's logits are not a function of its decoder's last hidden states.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, max_logits: int = _MAX_LOGITS) -> None:
         self._lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         found = find_decoder(self._lm, with_loss=True)
         self._decoder: Any = found.decoder
         self._output: Any = found.decoder_output
         self._require_same(found)
-        self._chunk = max(1, _LOGITS // found.model_output.logits.shape[-1])
+        self._chunk = max(1, max_logits // found.model_output.logits.shape[-1])
         self.regimes = regimes(self._lm)
 
     @torch.no_grad()
     def _require_same(self, found: Found) -> None:
-        """Refuse a model that forms its logits or its loss in another way than this class."""
+        """Raise SettingError if the model computes its logits or loss unlike this class."""
         tolerance = 1e-3 if self._lm.dtype == torch.float32 else 0.1
         wanted_tv = found.model_output.logits[0].float()
         try:
@@ -52,7 +53,7 @@ class SupervisedLoss:
         except (RuntimeError, ValueError, TypeError, IndexError):
             found_tv = torch.empty(0)
         if not bool(wanted_tv.isfinite().all()):
-            return  # each row says so of itself
+            return  # each row reports its non-finite loss
         norm = torch.linalg.vector_norm
         same = found_tv.shape == wanted_tv.shape
         if not same or norm(found_tv - wanted_tv) > tolerance * norm(wanted_tv):
@@ -87,13 +88,13 @@ class SupervisedLoss:
         return hidden_nh
 
     def backward(self, batch: Batch, hidden_nh: torch.Tensor) -> torch.Tensor:
-        """Back-propagate each example's mean; returns the means, float32 [b].
+        """Back-propagate each example's mean loss; returns the means, float32 [b].
 
-        A chunk's logits, their gradient, and the gradient of its hidden states are worked
-        out before the next chunk; then the decoder goes backward once.
+        Each chunk computes its logits, their gradient and the gradient of its hidden states before
+        the next chunk starts; then the decoder runs backward once.
 
         Args:
-            hidden_nh: the batch's `hidden_states`, with autograd's record of them.
+            hidden_nh: the batch's `hidden_states`, with their autograd graph.
         """
         gradient_nh = torch.empty_like(hidden_nh)
         means_b = torch.zeros(len(batch.ids_bt), device=hidden_nh.device)
@@ -117,10 +118,9 @@ class SupervisedLoss:
         )
 
     def _logits(self, hidden_nh: torch.Tensor) -> torch.Tensor:
-        """Logits [n, v]: the model's own forward pass with its decoder's work already done.
+        """Logits [n, v], by the model's forward pass with a decoder that returns `hidden_nh`.
 
-        What a model does beside the output layer (scaling, soft caps) differs between
-        architectures, so it is left to the model.
+        Architectures scale or cap their logits in different ways, so the model computes them.
         """
         self._output.last_hidden_state = hidden_nh[None]
         before = self._decoder.__dict__.get("forward")

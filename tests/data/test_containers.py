@@ -147,7 +147,7 @@ def test_an_empty_file_among_others_is_passed_over_with_a_line_in_the_log(data, 
     write("a.json", data)
     write("b.json", ROWS)
     assert len(list(read_examples(["a.json", "b.json"]))) == 2
-    assert "a.json: the file is empty; passing over it" in caplog.messages
+    assert "a.json: the file is empty; skipping it" in caplog.messages
     write("b.json", b"")
     with pytest.raises(InputError, match=r"a\.json, b\.json: the file is empty"):
         list(read_examples(["a.json", "b.json"]))

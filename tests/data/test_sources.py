@@ -85,7 +85,7 @@ def test_kinds_of_data_that_are_not_read_are_named(caplog):
     write("data/a.jsonl", b"x")
     write("data/b.csv", b"x")
     assert expand(["data"]) == ["data/a.jsonl"]
-    assert "passing over 1 files of kinds that are not read" in caplog.text
+    assert "skipping 1 files in unsupported formats" in caplog.text
     for source in ("data/b.csv", "data/*.csv"):
         with pytest.raises(InputError, match=r"convert CSV with python -c .*DictReader"):
             expand([source])

@@ -5,7 +5,6 @@ import torch
 from architectures import ARCHITECTURES, VOCABULARY, examples
 from transformers import AutoModelForCausalLM
 
-import g2is_ray.models.loss
 from g2is_ray.models.batches import Batch
 from g2is_ray.models.loss import SupervisedLoss
 
@@ -17,18 +16,12 @@ def model_of(name):
     return AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(g2is_ray.models.loss, "_LOGITS", 3 * VOCABULARY)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_chunks_do_not_change_sums_or_gradients(name, monkeypatch):
+def test_chunks_do_not_change_sums_or_gradients(name):
     batch, found = Batch.of(examples(4), 0, CPU), []
     for logits in (10**6, 3 * VOCABULARY):
-        monkeypatch.setattr(g2is_ray.models.loss, "_LOGITS", logits)
         model = model_of(name)
-        loss = SupervisedLoss(model)
+        loss = SupervisedLoss(model, max_logits=logits)
         means = loss.backward(batch, loss.hidden_states(batch))
         gradient = model.get_input_embeddings().weight.grad
         with torch.no_grad():
@@ -37,10 +30,10 @@ def test_chunks_do_not_change_sums_or_gradients(name, monkeypatch):
         torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-6)
 
 
-def test_the_output_layer_sees_no_more_than_a_chunk_of_supervised_positions(small_chunks):
+def test_the_output_layer_sees_no_more_than_a_chunk_of_supervised_positions():
     model, seen = model_of(next(iter(ARCHITECTURES))), []
     batch = Batch.of(examples(4), 0, CPU)
-    loss = SupervisedLoss(model)
+    loss = SupervisedLoss(model, max_logits=3 * VOCABULARY)
     model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2]))
     loss.backward(batch, loss.hidden_states(batch))
     assert max(seen) == 3

@@ -54,7 +54,7 @@ def tiny(kind, **settings):
     return model
 
 
-def adapted(model, *targets, **lora):
+def with_adapter(model, *targets, **lora):
     lora = {"lora_r": 2, "lora_alpha": 4, "lora_targets": targets or ("auto",)} | lora
     model = add_adapter(model, LoraSettings(**lora), seed=0).eval()
     for parameter in lora_parameters(model).values():
@@ -102,12 +102,12 @@ def test_a_causal_model_passes_and_is_left_as_it_was(kind):
 
 @pytest.mark.parametrize("kind", ["opt", "llama4", "deepseek_v3", "gpt2", "falcon"])
 def test_gradients_and_losses_are_autograds_where_the_head_asks_another_decoder(kind):
-    assert_as_by_autograd(adapted(tiny(kind)), examples(4))
+    assert_as_by_autograd(with_adapter(tiny(kind)), examples(4))
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 def test_gradients_of_experts_are_autograds(kind):
-    model = adapted(tiny(kind), "all-linear", lora_dropout=0.0)
+    model = with_adapter(tiny(kind), "all-linear", lora_dropout=0.0)
     assert any("experts" in name for name in lora_parameters(model))
     assert_as_by_autograd(model, examples(3))
 
@@ -124,7 +124,7 @@ def test_rows_on_both_sides_of_a_rotary_scaling_do_not_share_a_batch(scaling):
         return AutoModelForCausalLM.from_config(config).eval()
 
     rows = examples()  # of 5 to 23 tokens
-    assert_as_by_autograd(adapted(model(), "all-linear"), rows, token_budget=10_000)
+    assert_as_by_autograd(with_adapter(model(), "all-linear"), rows, token_budget=10_000)
     together = EmbeddingComputer(model(), pad_id=0, token_budget=10_000).compute(rows)
     for one, found in zip(rows, together, strict=True):
         wanted = EmbeddingComputer(model(), pad_id=0, token_budget=1).compute([one])[0]
@@ -151,7 +151,7 @@ def test_auto_names_the_attention_of_the_architecture_and_nothing_else(kind, wan
 
 def test_a_multimodal_models_towers_get_no_adapter():
     for targets in (("auto",), ("q_proj",), ("all-linear",)):
-        model = adapted(tiny("gemma3"), *targets)
+        model = with_adapter(tiny("gemma3"), *targets)
         names = lora_parameters(model)
         assert names and all(".language_model." in name for name in names)
     assert_as_by_autograd(model, examples(3))
