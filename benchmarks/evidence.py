@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 COLUMNS = (
-    *("method", "loss", "sd", "difference to {reference} (95 %)", "exact match", "rows"),
+    *("method", "loss", "sd", "difference to {reference} (95%)", "exact match", "rows"),
     *("tokens a row", "own share", "sources", "seconds to select"),
 )
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.workspace / "results" if given.dry_run else HERE.parent / "docs/evidence/grid"
     )
     trials = list(all_trials(1 if given.dry_run else given.seeds))
-    if given.dry_run:  # of 300 rows, 1 % is less than the longest row
+    if given.dry_run:  # of 300 rows, 1% is less than the longest row
         trials = [key for key in trials if key.budget.share > 0.01]
     results = Results(folder, given.workspace)
     if not given.tables:

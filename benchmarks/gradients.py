@@ -5,7 +5,7 @@
 
 The loops are written from LESS's published description and settings (arXiv 2402.04333;
 batch 1, the whole gradient as one vector, Γ, then TRAK's dense Rademacher projection of 16
-rows at a time in blocks of 128 dimensions that are drawn anew each time):
+rows at a time in blocks of 128 dimensions that are redrawn each time):
 
     (a)  all of it
     (b)  the same without the projection

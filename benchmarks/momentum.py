@@ -67,7 +67,7 @@ def main() -> None:
     cosines = np.einsum("nd,nd->n", centered, without)
     print(
         f"cosine of a row with one less Γ(0) and less the mean: median {np.median(cosines):.3f}, "
-        f"5 % below {np.quantile(cosines, 0.05):.3f}"
+        f"5% below {np.quantile(cosines, 0.05):.3f}"
     )
     graphs = [knn_graph(x, NEIGHBORS) for x in (centered, without)]
     common = [len({*one} & {*other}) for one, other in zip(*graphs, strict=True)]

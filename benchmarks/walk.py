@@ -107,7 +107,7 @@ def published(
     budgets: Sequence[int],
     delta: float,
 ) -> Iterator[int]:
-    """The procedure as described, with `restart`: all of S anew at every step, for all rows."""
+    """The published procedure with `restart`: recomputes S at every step, for all rows."""
     unused = np.ones(len(x), dtype=bool)
     for component, budget in zip(components.astype(np.float32), budgets, strict=True):
         along = x @ component

@@ -61,7 +61,7 @@ TARGETS = {
 held out of the pool. tiny-lm was not trained on any of these sources."""
 
 OTHERS = ("alpaca-gpt4-zh",)
-"""Sources that no pool has: tiny-lm reads Chinese byte by byte, so that 2 % of the rows would be a
+"""Sources that no pool has: tiny-lm reads Chinese byte by byte, so that 2% of the rows would be a
 tenth of the tokens, and of what random rows teach."""
 
 
@@ -157,7 +157,7 @@ def cells(level: str) -> list[Cell]:
 def all_trials(seeds: int = 5) -> Iterator[TrialKey]:
     """Every trial of the grid, the most informative first.
 
-    A slice over all targets comes before more seeds, and 1 % before 5 %, which takes five times as
+    A slice over all targets comes before more seeds, and 1% before 5%, which takes five times as
     long.
     """
     main, rest = (FIRST, THEN), (tuple(name for name in METHODS if name not in FIRST + THEN),)

@@ -22,14 +22,14 @@ _FILE = "tables.md"
 _HEAD = """# Tables of the grid
 
 Made by `python benchmarks/evidence_grid.py --tables`; `docs/evidence.md` says what was run. A
-**cell** is a target and how much of its own kind the pool of 10,000 rows holds: none, rare (2 %),
-common (20 %, or all rows there are: gsm8k and finance 10 %, sql 11 %, boolq 12 %, sensemaking
-17 %). The default was chosen on gsm8k and bbh, so the other five targets test it. All losses are of
+**cell** is a target and how much of its own kind the pool of 10,000 rows holds: none, rare (2%),
+common (20%, or all rows there are: gsm8k and finance 10%, sql 11%, boolq 12%, sensemaking
+17%). The default was chosen on gsm8k and bbh, so the other five targets test it. All losses are of
 the bundled model of 3.6 million parameters, in nats per supervised token.
 
 **What an interval covers**: paired differences over test rows, and over seeds (adapter, order of
 rows, and what random draws) where there are several; one seed says nothing of other trainings, and
-with two an interval may cover 87 % instead of 95 % where trainings differ more than rows.
+with two an interval may cover 87% instead of 95% where trainings differ more than rows.
 bbh's rows come in 27 tasks, so its samples are tasks. The draw of the target's 64 rows, the warm-up
 and the projection are as they are: no interval has them. **\\*** marks differences whose p-value is
 below 0.05 after Holm's correction for all pairs of that table.
@@ -162,7 +162,7 @@ def _cell(results: Results, cell: str, budget: str, methods: Iterable[str]) -> s
     rows.append(["not tuned", "", *_scores([base]), *[""] * 5])
     columns = (
         *("method", "seeds", "loss", "per row", "answer's tokens", "accuracy", "general"),
-        *("rows", "own rows", "sources", "to random (95 %)", f"to {DEFAULT} (95 %)"),
+        *("rows", "own rows", "sources", "to random (95%)", f"to {DEFAULT} (95%)"),
     )
     chance = target["chance"]
     note = f"{target['test_rows']} test rows"
@@ -252,7 +252,7 @@ def p_value(
 
 
 def holm(p: Sequence[float]) -> list[bool]:
-    """Which hypotheses are rejected at a family-wise error of 5 % (Holm, 1979)."""
+    """Which hypotheses are rejected at a family-wise error of 5% (Holm, 1979)."""
     rejected = [False] * len(p)
     for number, place in enumerate(np.argsort(p)):
         if p[place] > _ALPHA / (len(p) - number):

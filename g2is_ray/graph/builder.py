@@ -1,9 +1,9 @@
-"""The kNN graph of a workspace's pool, in pieces that any worker can do.
+"""Builds the kNN graph of a workspace's pool, in pieces that any worker can do.
 
-Base rows are searched among in groups of parts that fit into memory; a piece is a pair of
-a query part and a group, and a part's neighbors are the best of its pairs. A search is
-exact, or limited to the lists (`Lists`) that a row probes. Every graph that is not exact by
-construction is compared with exact search on a sample of rows.
+Base rows are held in groups of parts that fit into memory. A piece is a pair of a query part and a
+group, and the neighbors of a part are the best over its pairs. A search is exact, or restricted to
+the lists (`Lists`) that a row probes. Every graph that is not exact by construction is compared
+with exact search on a sample of rows.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from g2is_ray.graph.recall import found_share, interval, sample_neighbors
 from g2is_ray.graph.search import (
     Lists,
     Nearest,
-    fold,
-    folded,
     on_device,
     require_faiss,
     search_exactly,
     search_lists,
+    sketch,
+    sketch_dimensions,
 )
 from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import Workspace
 
-_TRAINING_ROWS = 32  # per list
-_TRAINING_BYTES = 2**30  # of folded rows, at most
+_TRAINING_ROWS = 32  # rows per list that k-means is trained on
+_TRAINING_BYTES = 2**30  # largest array of sketches that k-means is trained on
 
 Pieces = tuple[dict[str, NDArray[Any]], dict[str, Any]]
-"""Arrays by kind, and facts for the receipt."""
+"""Arrays by kind, and entries of the receipt."""
 
 
 class GraphBuilder:
-    """Does the pieces of one graph, with one group of base rows in memory at a time."""
+    """Does the pieces of one graph; holds one group of base rows in memory."""
 
     def __init__(self, workspace: Workspace, stage: str, settings: GraphSettings) -> None:
         plan = read_plan(workspace, stage)
@@ -51,10 +51,10 @@ class GraphBuilder:
         self._settings = settings
         self._features = FeatureSet(workspace, settings.features, center=settings.center)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._held: tuple[int, Any] | None = None  # group, and what is searched among
+        self._held: tuple[int, Any] | None = None  # group, and its base rows or index
 
     def do(self, task: GraphTask) -> dict[str, Any]:
-        """Do one piece; returns its receipt."""
+        """Do one piece of work and return its receipt."""
         began = time.monotonic()
         files, facts = {
             "sample": self._search_sample,
@@ -83,25 +83,24 @@ class GraphBuilder:
 
     def _train(self, task: GraphTask) -> Pieces:
         valid = self._features.valid_rows()
-        most = _TRAINING_BYTES // (4 * folded(self._features.dimensions))
+        most = _TRAINING_BYTES // (4 * sketch_dimensions(self._features.dimensions))
         count = min(len(valid), _TRAINING_ROWS * self._plan.lists, most)
         rows = np.sort(np.random.default_rng(1).choice(valid, size=count, replace=False))
-        lists = Lists.train(self._folded(rows), min(self._plan.lists, count), self._device)
+        lists = Lists.train(self._sketches(rows), min(self._plan.lists, count), self._device)
         return {"centroids": lists.centroids}, {"rows": count}
 
     def _tune(self, task: GraphTask) -> Pieces:
-        """Find the least probe that finds enough of half of the sample's exact neighbors.
+        """Find the smallest probe with enough recall on half of the sample.
 
-        What p lists would find follows from the exact neighbors: those in the p lists nearest
-        to the row.
+        Probing p lists finds the exact neighbors that are in the p lists nearest to the row.
         """
         rows = np.array(self._plan.sample)[::2]
         exact = sample_neighbors(self._workspace, self._stage, self._features.parts)[0][::2]
         lists = self._lists()
-        order = lists.nearest(self._folded(rows), len(lists.centroids))
-        rank_of_list = np.argsort(order, axis=1)  # as each row sees the lists
+        order = lists.nearest(self._sketches(rows), len(lists.centroids))
+        rank_of_list = np.argsort(order, axis=1)  # [rows, lists]
         known, where = np.unique(exact, return_inverse=True)
-        list_of = lists.nearest(self._folded(np.maximum(known, 0)), 1)[:, 0]
+        list_of = lists.nearest(self._sketches(np.maximum(known, 0)), 1)[:, 0]
         needed = np.take_along_axis(rank_of_list, list_of[where].reshape(exact.shape), axis=1)
         for probe in range(1, order.shape[1] + 1):
             if interval(found_share(needed < probe, exact >= 0))[0] >= self._settings.recall:
@@ -110,7 +109,7 @@ class GraphBuilder:
 
     def _assign(self, task: GraphTask) -> Pieces:
         probe = self._workspace.piece(self._stage, GraphTask(kind="tune").piece)["probe"]
-        return {"lists": self._lists().nearest(fold(self._features.read(task.part)), probe)}, {}
+        return {"lists": self._lists().nearest(sketch(self._features.read(task.part)), probe)}, {}
 
     def _lists(self) -> Lists:
         return Lists(self._array(GraphTask(kind="train"), "centroids"), self._device)
@@ -123,7 +122,7 @@ class GraphBuilder:
         valid = rows - self._features.first_rows[task.part]
         nearest = Nearest(rows, self._settings.neighbors, self._device)
         if self._held is None or self._held[0] != task.group:
-            self._held = None  # before the next is read
+            self._held = None  # free its memory before the next group is read
             self._held = task.group, self._hold(self._plan.groups[task.group])
         queries = np.ascontiguousarray(x[valid])
         if self._plan.search == "faiss":
@@ -131,7 +130,7 @@ class GraphBuilder:
         elif self._plan.search == "exact":
             base, numbers, _ = self._held[1]
             held, stop = on_device(queries, self._device), 0
-            for part in self._plan.groups[task.group]:  # the same products in any groups
+            for part in self._plan.groups[task.group]:  # so that groups do not change products
                 start, stop = stop, stop + len(self._features.valid_rows([part]))
                 search_exactly(nearest, held, base[start:stop], numbers[start:stop])
         else:
@@ -147,16 +146,16 @@ class GraphBuilder:
     def _base(
         self, parts: Sequence[int], *, by_list: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int32]]:
-        """Valid rows of `parts`, their numbers and their lists; sorted by list if asked for."""
+        """Return valid rows of `parts`, their row numbers and lists, sorted by list if asked."""
         numbers = [self._features.valid_rows([part]) for part in parts]
         lists = np.zeros(sum(map(len, numbers)), dtype=np.int32)
         if by_list:
             held = [self._array(GraphTask(kind="assign", part=p), "lists")[:, 0] for p in parts]
-            own = (
+            nearest_lists = (
                 near[rows - self._features.first_rows[part]]
                 for part, near, rows in zip(parts, held, numbers, strict=True)
             )
-            lists = np.concatenate(list(own))
+            lists = np.concatenate(list(nearest_lists))
         order = np.argsort(lists, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
@@ -172,7 +171,7 @@ class GraphBuilder:
         return base, ordered, lists[order]
 
     def _index(self, parts: Sequence[int]) -> tuple[Any, NDArray[np.int64]]:
-        """A FAISS index, as the factory string says, of all valid rows, and their numbers."""
+        """Return a FAISS index of all valid rows, and their row numbers."""
         faiss = require_faiss()
         index = faiss_index(self._settings.graph, self._features.dimensions)
         numbers = self._features.valid_rows()
@@ -195,7 +194,7 @@ class GraphBuilder:
         index: Any,
         numbers: NDArray[np.int64],
     ) -> None:
-        k = min(self._settings.neighbors + 1, len(numbers))  # the row itself is among them
+        k = min(self._settings.neighbors + 1, len(numbers))  # a row finds itself
         found, at = index.search(queries, k)
         rows = np.where(at >= 0, numbers[at], -1)
         nearest.offer_found(torch.from_numpy(rows), torch.from_numpy(found))
@@ -207,15 +206,15 @@ class GraphBuilder:
             GraphTask(kind="pair", part=task.part, group=group)
             for group in range(len(self._plan.groups))
         ]
-        own = self._array(pairs[0], "rows")
-        nearest = Nearest(own, k, torch.device("cpu"))
+        valid = self._array(pairs[0], "rows")
+        nearest = Nearest(valid, k, torch.device("cpu"))
         for pair in pairs:
             found, cosines = (self._array(pair, kind) for kind in ("neighbors", "cosines"))
             nearest.offer_found(torch.from_numpy(found), torch.from_numpy(cosines))
         small = np.int32 if self._features.rows < 2**31 else np.int64
         neighbors = np.full((rows, k), -1, dtype=small)
         similarities = np.zeros((rows, k), dtype=np.float32)
-        at = own - self._features.first_rows[task.part]
+        at = valid - self._features.first_rows[task.part]
         neighbors[at], similarities[at] = nearest.result()
         found = neighbors >= 0
         facts = {
@@ -231,10 +230,10 @@ class GraphBuilder:
     def _take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._features.take(rows)
 
-    def _folded(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Folded rows, read a few at a time."""
+    def _sketches(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return sketches of rows, which are read a few at a time."""
         blocks = np.array_split(rows, max(1, len(rows) // 4096))
-        return np.concatenate([fold(self._take(block)) for block in blocks])
+        return np.concatenate([sketch(self._take(block)) for block in blocks])
 
 
 def _found(nearest: Nearest) -> dict[str, NDArray[Any]]:
@@ -243,7 +242,11 @@ def _found(nearest: Nearest) -> dict[str, NDArray[Any]]:
 
 
 def faiss_index(factory: str, dimensions: int) -> Any:
-    """An empty FAISS index by inner product.
+    """Return an empty FAISS index by inner product.
+
+    Args:
+        factory: FAISS's factory string, such as `HNSW32`.
+        dimensions: of the rows.
 
     Raises:
         SettingError: FAISS does not know the factory string.

@@ -1,4 +1,4 @@
-"""How much of the exact kNN graph an approximate one has, measured on a sample of rows."""
+"""Measures recall: the share of the exact kNN graph that an approximate graph has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from g2is_ray.workspace.workspace import Workspace, part_name
 def sample_neighbors(
     workspace: Workspace, stage: str, parts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Exact neighbors and cosines of the sample, each [s, k], best of all parts."""
+    """Return exact neighbors and cosines of the sample, each [s, k], over all parts."""
     nearest: Nearest | None = None
     for part in range(parts):
         name = f"{stage}/{GraphTask(kind='sample', part=part).piece}"
@@ -31,24 +31,24 @@ def sample_neighbors(
 
 
 def found_share(found: NDArray[np.bool_], exists: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of each row's exact neighbors that are found, [s]; rows without any have all."""
+    """Return the found share of each row's exact neighbors, [s]; 1 for rows without any."""
     return (found & exists).sum(axis=1) / np.maximum(exists.sum(axis=1), 1) + ~exists.any(axis=1)
 
 
 def interval(shares: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % confidence interval of the mean over sampled rows."""
+    """Return the 95% confidence interval of the mean over sampled rows."""
     mean = float(shares.mean())
     spread = 1.96 * float(shares.std(ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
     return max(0.0, mean - spread), min(1.0, mean + spread)
 
 
 def measure_recall(workspace: Workspace, stage: str, features: FeatureSet) -> dict[str, Any]:
-    """Recall@k of a merged graph, on the half of the sample that nothing was chosen by.
+    """Measure recall@k of a merged graph on the half of the sample that did not set the probe.
 
-    A neighbor as close as the k-th exact one counts as found, since rows may be equal.
+    A neighbor as close as the k-th exact neighbor counts as found, because rows may be equal.
 
     Returns:
-        `recall`, `recall_low` and `recall_high` (95 % confidence), `recall_rows`.
+        `recall`, `recall_low` and `recall_high` (95% confidence), `recall_rows`.
     """
     plan = read_plan(workspace, stage)
     assert plan is not None

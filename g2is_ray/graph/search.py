@@ -1,6 +1,7 @@
-"""Nearest neighbors by cosine: dense products of tiles, with a running top k.
+"""Nearest neighbors by cosine, from dense products of tiles and a running top k.
 
-Shapes: q query rows, b base rows that are searched among, d dimensions, k neighbors.
+Shapes: q query rows, b base rows, d dimensions, f sketch dimensions, k neighbors, p probes. Queries
+search among base rows.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from g2is_ray.errors import SettingError
 
 _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
-_TILE = 4096  # rows of a tile's side, as many as a part has by default
-_FOLDED = 512  # dimensions that lists are told apart in, or a quarter of all if that is more
-_QUERIES = 1024  # of a tile that are compared at once; memory is 4 x this x tile bytes
+_TILE = 4096  # base rows of a tile; a part has as many by default
+_SKETCH = 512  # dimensions that k-means uses, or a quarter of all dimensions if that is more
+_QUERIES = 1024  # query rows of a tile; its cosines take 4 x _QUERIES x _TILE bytes
 _ALL = slice(None)
-_CELLS = 2**22  # cosines that are held at once while lists are searched
+_CELLS = 2**22  # cosines in memory at once while lists are searched
 
 
 def _cpu_has_avx512() -> bool:
@@ -34,10 +35,10 @@ def _cpu_has_avx512() -> bool:
 
 
 def require_faiss() -> ModuleType:
-    """Import FAISS, with the fast kernels of the OpenBLAS its wheels carry.
+    """Import FAISS, with fast OpenBLAS kernels.
 
     Raises:
-        SettingError: no FAISS package is installed, or more than one, which breaks both.
+        SettingError: no FAISS package is installed, or several, which break each other.
     """
     installed = []
     for name in _WHEELS:
@@ -48,39 +49,41 @@ def require_faiss() -> ModuleType:
             continue
     if len(installed) > 1:
         raise SettingError(
-            f"{' and '.join(installed)} are both installed and own the same files; uninstall "
-            "all of them, then install g2is-ray[cpu] or g2is-ray[gpu]"
+            f"{' and '.join(installed)} are both installed and overwrite each other's files; "
+            "uninstall all of them, then install g2is-ray[cpu] or g2is-ray[gpu]"
         )
     if _cpu_has_avx512():
         # The bundled OpenBLAS does not know newer Xeons and falls back to SSE3 kernels.
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
     try:
-        import faiss  # after torch, which faiss-gpu needs to find loaded
+        import faiss  # after torch, which faiss-gpu needs to be loaded
     except ImportError as error:
         raise SettingError(
-            f"FAISS cannot be imported ({error}); install g2is-ray[cpu], or g2is-ray[gpu]"
+            f"FAISS cannot be imported: {error}; install g2is-ray[cpu], or g2is-ray[gpu]"
         ) from None
     return faiss
 
 
 def on_device(x: NDArray[np.float32], device: torch.device) -> torch.Tensor:
-    """Rows as tiles multiply them: float32 on a CPU, float16 on a GPU's tensor cores."""
+    """Return rows in the dtype for products: float32 on a CPU, float16 on a GPU."""
     tensor = torch.from_numpy(x)
     return tensor.to(device, torch.float16) if device.type == "cuda" else tensor
 
 
 def cosines(queries_qd: torch.Tensor, base_bd: torch.Tensor) -> torch.Tensor:
-    """Products of unit rows, float32 [q, b]."""
+    """Return the cosines of unit rows, float32 [q, b]."""
     if queries_qd.device.type == "cuda":
         return torch.mm(queries_qd, base_bd.T, out_dtype=torch.float32)
     return queries_qd @ base_bd.T
 
 
 class Nearest:
-    """The k nearest found so far of each of some query rows, and their cosines, descending.
+    """Keeps the k nearest neighbors found so far of each query, by descending cosine.
 
     Args:
-        rows: the queries' own row numbers, int64 [q]; no row is its own neighbor.
+        rows: row numbers of the queries, int64 [q]; no row becomes its own neighbor.
+        k: neighbors to keep.
+        device: holds the neighbors.
     """
 
     def __init__(self, rows: NDArray[np.int64], k: int, device: torch.device) -> None:
@@ -90,12 +93,12 @@ class Nearest:
         self._neighbors_qk = torch.full((len(rows), k), -1, device=device)
 
     def offer(self, cosines_mb: torch.Tensor, rows_b: torch.Tensor, which_m: slice) -> None:
-        """Offer base rows to some of the queries.
+        """Offer base rows to the m queries `which_m`.
 
         Args:
-            cosines_mb: float32; overwritten.
-            rows_b: the base rows' numbers, int64.
-            which_m: the queries, as positions.
+            cosines_mb: float32 [m, b]; overwritten.
+            rows_b: row numbers of the base rows, int64 [b].
+            which_m: positions of the queries.
         """
         own_m = self._own_q[which_m]
         cosines_mb.masked_fill_(own_m[:, None] == rows_b[None, :], -torch.inf)
@@ -112,7 +115,7 @@ class Nearest:
         cosines_mb: torch.Tensor,
         which_m: slice = _ALL,
     ) -> None:
-        """Offer to some of the queries what a search found, -1 or a cosine of -inf for nothing."""
+        """Offer neighbors [m, b] to the queries `which_m`; -1 or a cosine of -inf is skipped."""
         both = torch.cat([self._cosines_qk[which_m], cosines_mb], dim=1)
         rows = torch.cat([self._neighbors_qk[which_m], neighbors_mb], dim=1)
         both.masked_fill_((rows < 0) | (rows == self._own_q[which_m, None]), -torch.inf)
@@ -120,18 +123,17 @@ class Nearest:
         self._neighbors_qk[which_m] = rows.gather(1, at)
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Neighbors [q, k] and cosines [q, k]; -1 and 0 where there are fewer than k."""
+        """Return neighbors, int64 [q, k], and cosines, float32 [q, k]; -1 and 0 if missing."""
         neighbors = self._neighbors_qk.cpu().numpy()
         found = self._cosines_qk.cpu().numpy()
-        nothing = ~np.isfinite(found)
-        return np.where(nothing, -1, neighbors), np.where(nothing, 0, found).astype(np.float32)
+        missing = ~np.isfinite(found)
+        return np.where(missing, -1, neighbors), np.where(missing, 0, found).astype(np.float32)
 
 
 def _best(cosines_qb: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest and where they are, in descending order; of equal ones the first.
+    """Return the k largest and their positions, descending; the first of equal ones wins.
 
-    `topk` takes any of equal ones, and then the best of all would depend on what is merged
-    with what.
+    `topk` returns any of equal ones, so the result would depend on the order of merging.
     """
     found, at = cosines_qb.sort(dim=1, descending=True, stable=True)
     return found[:, :k], at[:, :k]
@@ -151,19 +153,22 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def check_neighbors(k: int, rows: int) -> None:
-    """Refuse a `k` that no row can have.
+    """Refuse a number of neighbors that no row can have.
 
     Raises:
-        SettingError: k is not below the number of rows.
+        SettingError: `k` is not below `rows`.
     """
     if k >= rows:
         raise SettingError(f"neighbors must be below the number of rows, {rows}, got {k}")
 
 
 def knn_graph(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Neighbor rows [n, k] of unit rows `x` [n, d], exact, in descending cosine.
+    """Return the exact kNN graph, int64 [n, k], of unit rows `x` [n, d], by descending cosine.
 
-    A row of zeros has no neighbors; a row with fewer than k is filled up with -1.
+    A row of zeros has no neighbors; missing neighbors are -1.
+
+    Raises:
+        SettingError: `k` is not below n.
     """
     check_neighbors(k, len(x))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,10 +182,14 @@ def knn_graph(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 class Lists:
-    """Rows grouped by FAISS's k-means, so that a row need only be compared with lists near it.
+    """Rows grouped by FAISS's k-means, so that a row is compared only with the lists near it.
 
-    Lists are told apart in the fewer dimensions that rows are folded to (`fold`), where that
-    costs little; how much of the exact graph is found through them is measured.
+    K-means works on sketches of the rows (`sketch`), which have fewer dimensions. `recall` measures
+    the resulting share of the exact graph.
+
+    Args:
+        centroids: centers of the lists, float32 [lists, f].
+        device: computes distances.
     """
 
     def __init__(self, centroids: NDArray[np.float32], device: torch.device) -> None:
@@ -188,11 +197,11 @@ class Lists:
         self._held = torch.from_numpy(centroids).to(device)
 
     @classmethod
-    def train(cls, folded: NDArray[np.float32], count: int, device: torch.device) -> Lists:
-        """k-means of folded rows [n, f] by inner product, `count` lists."""
+    def train(cls, sketches: NDArray[np.float32], count: int, device: torch.device) -> Lists:
+        """Run k-means by inner product on sketches [n, f], for `count` lists."""
         faiss = require_faiss()
         kmeans: Any = faiss.Kmeans(
-            folded.shape[1],
+            sketches.shape[1],
             count,
             niter=6,
             seed=0,
@@ -201,27 +210,27 @@ class Lists:
             max_points_per_centroid=64,
             gpu=device.type == "cuda" and faiss.get_num_gpus() > 0,
         )
-        kmeans.train(folded)
+        kmeans.train(sketches)
         return cls(np.asarray(kmeans.centroids, dtype=np.float32), device)
 
-    def nearest(self, folded: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-        """The `count` lists nearest to each folded row [n, f], nearest first."""
-        rows = torch.from_numpy(folded).to(self._held.device)
+    def nearest(self, sketches: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+        """Return the `count` lists nearest to each sketch, nearest first, int32 [n, count]."""
+        rows = torch.from_numpy(sketches).to(self._held.device)
         found = (rows @ self._held.T).topk(min(count, len(self._held)), dim=1).indices
         return found.cpu().numpy().astype(np.int32)
 
 
-def folded(dimensions: int) -> int:
-    """Dimensions that rows of so many are folded to."""
-    return min(max(_FOLDED, dimensions // 4), dimensions)
+def sketch_dimensions(dimensions: int) -> int:
+    """Return the dimensions of a sketch of a row of `dimensions` dimensions."""
+    return min(max(_SKETCH, dimensions // 4), dimensions)
 
 
-def fold(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows [n, d] in fewer dimensions: a CountSketch of what they are.
+def sketch(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a CountSketch [n, f] of rows [n, d].
 
-    Dimensions that are equal modulo their number are added up, each with a random sign.
+    Dimensions whose numbers are equal modulo f are summed, each with a random sign.
     """
-    count = folded(x.shape[1])
+    count = sketch_dimensions(x.shape[1])
     signs = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.float32), x.shape[1])
     out = np.zeros((len(x), count), dtype=np.float32)
     for start in range(0, x.shape[1], count):
@@ -241,13 +250,17 @@ def search_lists(
     """Offer to each query the base rows in the lists that it probes.
 
     Args:
-        probes_qp: the lists that each query probes; one outside of the base holds nothing.
-        lists_b: the list of each base row, ascending.
+        nearest: gets the base rows.
+        queries_qd: rows of the queries.
+        probes_qp: lists that each query probes; a list without base rows is skipped.
+        base_bd: base rows, sorted by list.
+        rows_b: row numbers of the base rows.
+        lists_b: list of each base row, ascending.
     """
     numbers, starts, sizes = np.unique(lists_b, return_index=True, return_counts=True)
     known = {int(number): i for i, number in enumerate(numbers)}
     at_list = np.array([known.get(i, -1) for i in range(int(probes_qp.max(initial=-1)) + 1)])
-    k = nearest.k + 1  # the row itself may be among them
+    k = nearest.k + 1  # a row may find itself
     for queries in _slices(len(queries_qd), max(1, _CELLS // (probes_qp.shape[1] * k))):
         index_qp = at_list[probes_qp[queries]]
         cosines_qk, at_qk = _nearest_in_lists(
@@ -264,15 +277,20 @@ def _nearest_in_lists(
     sizes: NDArray[np.int64],
     k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and positions of the k nearest base rows in the probed lists; -inf for nothing.
+    """Return cosines and positions of the k nearest base rows in the probed lists.
 
-    A list and the queries that probe it make one small product. Products are written side by
-    side into a table, one row per query and list, and the nearest are taken of the whole table,
-    since more operations per product would take longer than the product.
+    A missing neighbor has the cosine -inf. A list and the queries that probe it make one small
+    product. Products are written into a table with one row per query and list, and `topk` runs on
+    the whole table, because more operations per product would take longer than the product.
 
     Args:
-        index_qp: the lists that each query probes, as positions in `starts` and `sizes`, which
-            say where a list lies in the base; -1 for a list that is not there.
+        queries_qd: rows of the queries.
+        index_qp: lists that each query probes, as positions in `starts` and `sizes`; -1 for a list
+            without base rows.
+        base_bd: base rows, sorted by list.
+        starts: first base row of each list.
+        sizes: number of base rows of each list.
+        k: neighbors to return.
     """
     device, (count, probes) = queries_qd.device, index_qp.shape
     cosines_nk = torch.full((count * probes, k), -torch.inf, device=device)
@@ -300,9 +318,9 @@ def _nearest_in_lists(
 def _tables(
     index_qp: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
-    """Lists and the pairs of query and probe that want them, a table's worth at a time.
+    """Yield lists with the (query, probe) pairs that probe them, one table at a time.
 
-    Short lists come first, so that the lists of a table are about equally long.
+    Short lists come first, so the lists of a table have similar lengths.
     """
     flat = index_qp.ravel()
     order = np.argsort(flat, kind="stable")

@@ -1,4 +1,4 @@
-"""The kNN graph is the exact one, part by part too, and says no to what it cannot be."""
+"""The kNN graph is exact, also when built in parts, and refuses impossible settings."""
 
 import importlib.metadata
 import sys
@@ -27,7 +27,7 @@ PARTS = [slice(0, 18), slice(18, 36), slice(36, 50)]
 
 
 def brute_force(x, k):
-    """Neighbors by all dot products, without FAISS; -1 where there are too few."""
+    """Return neighbors by all dot products, without FAISS; -1 if there are too few."""
     valid = x.any(axis=1)
     similarity = x.astype(np.float64) @ x.T.astype(np.float64)
     similarity[:, ~valid] = -np.inf
@@ -68,7 +68,7 @@ def test_two_faiss_packages_are_refused(other, tmp_path, monkeypatch):
         require_faiss()
 
 
-def test_one_faiss_package_is_imported_whichever_it_is(monkeypatch):
+def test_any_single_faiss_package_is_imported(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "distribution", _installed("faiss-gpu"))
     assert hasattr(require_faiss(), "IndexFlatIP")
 
@@ -98,7 +98,7 @@ def workspace(tmp_path):
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_gradients_are_read_as_the_unit_rows_they_were(center, workspace):
+def test_gradients_are_read_as_the_unit_rows_that_were_written(center, workspace):
     wanted = normalize(RAW, mean_of_valid(RAW) if center else None)
     found = FeatureSet(workspace, "gradients", center=center)
     assert (found.rows, found.parts) == (50, 3)
@@ -111,7 +111,7 @@ def whole_graph(workspace, stage):
 
 
 def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers=1, **settings):
-    """Every piece of a graph, by one builder or by several in turns."""
+    """Do every piece of a graph with one builder or several in turns; return the plan."""
     settings = GraphSettings(**{"neighbors": 6, **settings})
     gradients = FeatureSet(workspace, "gradients", center=settings.center)
     plan = make_plan(gradients, settings, memory_bytes, "cpu")
@@ -120,7 +120,7 @@ def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers
 
 
 def finish(workspace, stage, settings, plan, gradients, shuffle=False, workers=1):
-    """What is left of a graph; returns its plan."""
+    """Do the missing pieces of a graph; return its plan."""
     builders = [GraphBuilder(workspace, stage, settings) for _ in range(workers)]
     for tasks in steps(plan, gradients.parts):
         left = [task for task in tasks if not workspace.receipt(stage, task.piece)]
@@ -138,7 +138,7 @@ def arrays(workspace, stage="graph/x"):
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_a_graph_in_parts_is_that_of_the_whole(center, workspace):
+def test_a_graph_built_in_parts_equals_that_of_the_whole(center, workspace):
     build(workspace, center=center, shuffle=True)
     whole = FeatureSet(workspace, "gradients", center=center).read_all()
     np.testing.assert_array_equal(whole_graph(workspace, "graph/x"), knn_graph(whole, 6))
@@ -176,7 +176,7 @@ def test_lists_that_are_all_probed_give_the_exact_graph(workspace):
 
 
 @pytest.mark.parametrize("graph", ["Flat", "HNSW32", "IVF4,Flat"])
-def test_faisss_own_indexes_can_be_used(graph, workspace):
+def test_indexes_of_faiss_can_be_used(graph, workspace):
     build(workspace, graph=graph)
     gradients = FeatureSet(workspace, "gradients", center=True)
     near = whole_graph(workspace, "graph/x")
@@ -191,7 +191,7 @@ def test_an_index_that_faiss_does_not_know_is_refused():
         faiss_index("Nonsense7", 16)
 
 
-def test_auto_is_exact_where_that_takes_seconds(workspace, monkeypatch):
+def test_auto_is_exact_if_that_takes_seconds(workspace, monkeypatch):
     gradients, settings = FeatureSet(workspace, "gradients"), GraphSettings(neighbors=6)
     assert make_plan(gradients, settings, 2**30, "cpu").search == "exact"
     monkeypatch.setitem(graph_plan._EXACT_PRODUCTS, "cpu", 50 * 50 * 16 - 1)
@@ -213,7 +213,7 @@ def test_stored_similarities_are_the_cosines_of_the_stored_neighbors(workspace):
         assert receipt["edges"] == int((near >= 0).sum())
 
 
-def test_centering_takes_the_common_direction_out(workspace):
+def test_centering_removes_the_common_direction(workspace):
     plain = FeatureSet(workspace, "gradients").read_all()
     centered = FeatureSet(workspace, "gradients", center=True).read_all()
     assert (plain @ plain.T).mean() > 0.2
@@ -240,7 +240,7 @@ def test_a_truncated_part_is_named(workspace):
 
 
 def grow(workspace, parts, data=RAW):
-    """Have the gradients be of the first `parts` parts of `data`."""
+    """Write the gradients of the first `parts` parts of `data`."""
     for part, rows in enumerate(PARTS[:parts]):
         if workspace.receipt("gradients", f"part-{part:05d}") is None:
             workspace.commit("gradients", f"part-{part:05d}", feature_files(part, data[rows]), {})
@@ -266,7 +266,7 @@ def young(tmp_path):
 
 @pytest.mark.parametrize("equal_rows", [False, True])
 @pytest.mark.parametrize("center", [False, True])
-def test_an_extended_exact_graph_is_the_rebuilt_one_bit_for_bit(center, equal_rows, tmp_path):
+def test_an_extended_exact_graph_equals_the_rebuilt_one_bit_for_bit(center, equal_rows, tmp_path):
     data = np.where(np.arange(50)[:, None] % 3, RAW, RAW[7]) if equal_rows else RAW
     workspace = Workspace(str(tmp_path))
     grow(workspace, 1, data)
@@ -295,13 +295,13 @@ def test_extending_computes_only_pairs_with_new_parts(young):
 
 
 @pytest.mark.parametrize("killed_at", ["write_plan", "finish"])
-def test_an_extension_that_was_killed_goes_on(killed_at, young, monkeypatch):
+def test_an_extension_that_was_killed_is_resumed(killed_at, young, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     plan = build(young, center=False, graph="exact")
     grow(young, 3)
-    module = plan if killed_at == "write_plan" else sys.modules[__name__]
+    module = graph_plan if killed_at == "write_plan" else sys.modules[__name__]
     with monkeypatch.context() as patch:
         patch.setattr(module, killed_at, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -327,7 +327,7 @@ def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
     assert not np.array_equal(rebuilt.mean, mean)
 
 
-def test_lists_stay_and_recall_is_measured_of_the_grown_graph(young):
+def test_lists_stay_and_recall_is_measured_on_the_grown_graph(young):
     plan = build(young, graph="ivf", recall=0.999999, center=False)
     trained = young.read_bytes("graph/x/train-00000.centroids.npy")
     grow(young, 3)
@@ -341,7 +341,7 @@ def test_lists_stay_and_recall_is_measured_of_the_grown_graph(young):
     assert (near[:18] >= 18).any() and (near[18:] >= 0).any()
 
 
-def test_an_index_of_faiss_is_made_anew_of_all_rows(young):
+def test_an_index_of_faiss_is_rebuilt_from_all_rows(young):
     plan = build(young, graph="Flat", center=False)
     grow(young, 3)
     assert extend(young, "graph/x", plan, graph="Flat", center=False).groups == [[0, 1, 2]]

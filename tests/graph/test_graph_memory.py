@@ -1,4 +1,4 @@
-"""What a graph worker takes is set by `memory_bytes`, whatever the number of rows."""
+"""`memory_bytes` limits the memory of a graph worker, for any number of rows."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ print(len(plan.groups), resident() - idle)
 
 
 def groups_and_bytes(folder, rows):
-    """Build the exact graph of so many rows in a process of its own."""
+    """Build the exact graph of `rows` rows in a new process; return groups and bytes."""
     workspace = Workspace(str(folder))
     rng = np.random.default_rng(0)
     for part in range(rows // PART_ROWS):
@@ -50,7 +50,7 @@ def groups_and_bytes(folder, rows):
     facts = {"rows": rows, "parts": rows // PART_ROWS, "invalid": 0}
     workspace.conclude("gradients", facts)
     command = [sys.executable, "-c", BUILD, str(folder), str(BUDGET)]
-    # Else malloc keeps what arrays of a few megabytes leave; those of real parts are larger.
+    # By default, malloc keeps freed arrays of a few megabytes; those of real parts are larger.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "4000000"}
     out = subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True
