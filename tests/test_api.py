@@ -26,7 +26,6 @@ ARGUMENTS = {
     "compare": keywords.CompareArguments,
 }
 MAY_BE_CLASSES = ("selector", "baselines", "methods")
-RAY = [pytest.mark.ray, pytest.mark.slow]
 
 
 def read_pool(folder: Path) -> str:
@@ -72,11 +71,20 @@ def test_every_public_name_is_there_and_has_a_docstring():
         _ = jobs.walk_arrays
 
 
+class Printed(doctest.OutputChecker):
+    """Compares what an example printed, without the lines that Ray forwards from its workers."""
+
+    def check_output(self, want, got, optionflags):
+        lines = got.splitlines(keepends=True)
+        own = "".join(line for line in lines if not line.startswith("\x1b[36m("))
+        return super().check_output(want, own, optionflags)
+
+
 def run_example(of: object, workspace: str) -> None:
     """Run the example in a docstring, from the root of the repository."""
     (test,) = doctest.DocTestFinder(recurse=False).find(of, globs={"workspace": workspace})
     assert test.examples
-    runner = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST)
+    runner = doctest.DocTestRunner(Printed(), optionflags=doctest.FAIL_FAST)
     runner.run(test)
     assert not runner.failures
 
