@@ -17,7 +17,7 @@ import ray
 
 from actors import ray_internals
 from actors.connection import machine
-from g2is_ray.errors import WorkError
+from g2is_ray.errors import WorkError, last_line
 from g2is_ray.workspace import scratch
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ def _start(folder: Path) -> None:
             )
         ray_internals.note_address(str(folder / "ray"))
     except Exception as error:  # Ray's node raises what it likes
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise WorkError(f"Ray cannot start on this machine: {why[-1]}") from error
+        raise WorkError(f"Ray cannot start on this machine: {last_line(error)}") from error
     if (home := machine.home()) is not None:
         with contextlib.suppress(OSError):  # Ray makes it readable to all users of the machine
             (home / ".ray" / "auth_token").chmod(0o600)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from g2is_ray.chat.conversation import Message
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -204,7 +204,7 @@ class _explained:  # noqa: N801  reads as a verb in `with`
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # A template is a program, and may fail in any way.
         if isinstance(error, Exception) and not isinstance(error, InputError):
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise TemplateError(
                 f"the model's chat template rejects the conversation ({reason})"
             ) from error

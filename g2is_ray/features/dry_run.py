@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from g2is_ray.chat.encoder import Encoded
+from g2is_ray.chat.encoder import IGNORED, Encoded
 from g2is_ray.config import LoraSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.features.gradients import GradientComputer
 from g2is_ray.features.projection import make_projection
 from g2is_ray.models import loading, probe
-from g2is_ray.models.batches import IGNORED
 from g2is_ray.models.decoder import plain_tokens
 from g2is_ray.models.lora_modules import gradient_linears
 

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch.profiler import record_function
 
-from g2is_ray.chat.encoder import Encoded
+from g2is_ray.chat.encoder import IGNORED, Encoded
 from g2is_ray.errors import SettingError
 from g2is_ray.features.projection import Projection, SparseProjection
 from g2is_ray.models import probe
-from g2is_ray.models.batches import IGNORED, Batch, TokenBudget, by_length, compute_batches
+from g2is_ray.models.batches import Batch, TokenBudget, by_length, compute_batches
 from g2is_ray.models.loading import BETAS, Betas, Moments
 from g2is_ray.models.lora_modules import (
     checkpoint_layers,

@@ -12,11 +12,10 @@ from typing import Literal
 
 import torch
 
-from g2is_ray.chat.encoder import Encoded
+from g2is_ray.chat.encoder import IGNORED, Encoded
 from g2is_ray.errors import SettingError
 from g2is_ray.models.rope import Regimes
 
-IGNORED = -100  # label of a token that is not supervised, as in transformers
 NO_REGIMES = Regimes()
 
 

@@ -8,12 +8,12 @@ import torch
 from architectures import ARCHITECTURES, causal_lm, examples
 from pool_files import row, write
 
+from g2is_ray.chat.encoder import IGNORED
 from g2is_ray.config import ModelSettings
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.features.embeddings import EmbeddingComputer, EmbeddingWriter
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.features.writer import FeaturePart
-from g2is_ray.models.batches import IGNORED
 from g2is_ray.workspace.workspace import Workspace
 from jobs import parts as job
 from jobs.session import Session

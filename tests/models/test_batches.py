@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from g2is_ray.chat.encoder import Encoded
-from g2is_ray.models.batches import IGNORED, Batch, TokenBudget, batches_by_length, pad
+from g2is_ray.chat.encoder import IGNORED, Encoded
+from g2is_ray.models.batches import Batch, TokenBudget, batches_by_length, pad
 
 CPU = torch.device("cpu")
 
