@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-cluster models lint clean
+.PHONY: demo test test-cluster models docs lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,14 @@ test-cluster: $(VENV)/installed
 models: $(VENV)/installed
 	mkdir -p runs
 	$(BIN)/python tests/helpers/architectures_table.py --results runs/models.jsonl --write docs/models.md
+
+# The site, from docs/ and docstrings, in build/site. A broken link or reference fails.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -30,8 +30,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
         InputError: the YAML file cannot be read.
         SystemExit: help or the version was asked for, and is printed.
     """
-    _check_command(arguments)
-    known, unknown = _parser(arguments[:1]).parse_known_args(arguments)
+    check_command(arguments)
+    known, unknown = parser_of(arguments[:1]).parse_known_args(arguments)
     given = vars(known)
     name, debug, config = given.pop("command"), given.pop("debug"), given.pop("config", None)
     if unknown:
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
     return name, {**from_yaml(config), **given}, debug
 
 
-def _check_command(arguments: Sequence[str]) -> None:
+def check_command(arguments: Sequence[str]) -> None:
     """Refuse a command that does not exist, with the one that was probably meant."""
     if not arguments:
         raise SettingError(
@@ -140,7 +140,7 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(f"{message}; `{self.prog} --help` says more")
 
 
-def _parser(only: Sequence[str]) -> argparse.ArgumentParser:
+def parser_of(only: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of the command line, with the flags of `only` the command that is given."""
     parser = _Parser(
         prog="g2is",

@@ -40,7 +40,8 @@ def report(session: Session) -> None:
     if _is_shown(workspace, shown):
         log.info("report: already done: %s", where)
         return
-    from g2is_ray.report.collect import pool_map, run_view, target_view
+    from g2is_ray.report.collect import run_view, target_view
+    from g2is_ray.report.pool_map import pool_map
     from g2is_ray.report.run_page import render
     from jobs.graph import graph_settings
 

@@ -24,6 +24,7 @@ from g2is_ray.workspace.layout import NAME, targets_in
 from g2is_ray.workspace.workspace import Growth, Workspace
 from jobs.events import EventLog
 from jobs.remembered import remembered
+from jobs.worker_log import WorkerLog
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Session:
         self.workspace = Workspace(workspace)
         self._command = command or ("run", "--workspace", self.workspace.url)
         self.events = EventLog(self.workspace)
+        self.worker_log = WorkerLog(self.workspace)
         self.given = dict(given)
         self._preset = preset_values(self.given.pop("preset", None))
         self.execution = self.settings(ExecutionSettings)
@@ -155,6 +157,7 @@ class Session:
         if not self._connected:
             from actors.connection.cluster import connected
 
+            self._ray.enter_context(self.worker_log.taking())
             self._ray.enter_context(connected(self.execution.address))
             self._connected = True
 

@@ -38,8 +38,9 @@ DEFAULTS = PRESETS["paper"] | {"on_exhausted": "restart"}
 
 def walk_arrays(given: Mapping[str, Any]) -> None:
     """Select rows of `train` for `target` and write them to `output`."""
-    from g2is_ray.features.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
+    from g2is_ray.features.arrays import gradients_from, neighbors_from
     from g2is_ray.features.rows import ArrayRows
+    from g2is_ray.features.vectors import mean_of_valid, normalize
     from g2is_ray.graph.search import knn_graph
     from g2is_ray.selection.budget import row_budget
     from g2is_ray.selection.selection import check_dimensions, pick_lines, select

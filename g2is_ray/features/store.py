@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.config import Features
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.rows import BLOCK_ROWS, MappedParts, map_parts
+from g2is_ray.features.vectors import normalize
 from g2is_ray.workspace.layout import graph_stage
 from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace, part_name

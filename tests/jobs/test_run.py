@@ -224,6 +224,7 @@ def test_a_warm_up_that_was_removed_by_hand_begins_anew(inputs: Path, tmp_path: 
     g2is = [sys.executable, "-m", "jobs.cli"]
     run([*g2is, "ingest", *command(inputs, workspace)[4:]])
     warm_up = [*g2is, "warmup", "--config", str(inputs / "run.yaml"), "--workspace", str(workspace)]
+    warm_up += ["--warmup-epochs", "12"]  # long enough to be interrupted after checkpoint 1
     driver = subprocess.Popen(warm_up, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     while driver.poll() is None and not there("warmup/checkpoint-1/moments.safetensors")(workspace):
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Checkpoint folders of a Hugging Face Trainer: what is taken of them, and what is refused."""
+"""Checkpoint folders of a Hugging Face Trainer are imported, or refused by name."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def settings(tiny_model):
 
 @pytest.fixture(scope="module")
 def train(tiny_model, tmp_path_factory):
-    """Trains four steps as a user would, saving after 2 and 4; returns the Trainer."""
+    """A function that trains four steps, saving after 2 and 4, and returns the Trainer."""
 
     def run(optim="adamw_torch", *, r=4, targets=ALL, **arguments):
         folder = tmp_path_factory.mktemp("training")
@@ -75,7 +75,7 @@ def other(train):
 
 @pytest.fixture
 def folders(trained, tmp_path):
-    """Copies of a training's two checkpoint folders, to be altered."""
+    """Copies of a training's two checkpoint folders, for tests to change."""
     copied = [tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"]
     for folder in copied:
         shutil.copytree(Path(trained.args.output_dir) / folder.name, folder)
@@ -98,7 +98,7 @@ def change_optimizer(folder, alter):
 
 
 def refusal(workspace, folders, settings):
-    """The one sentence that an import is refused with; nothing is to be written."""
+    """Return the sentence with which an import is refused; require that nothing is written."""
     with pytest.raises(InputError) as refused:
         import_checkpoints(workspace, folders, settings)
     assert not workspace.names("warmup")
@@ -106,7 +106,7 @@ def refusal(workspace, folders, settings):
     return str(refused.value)
 
 
-# ---- what is taken -----------------------------------------------------------
+# ---- imports -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
@@ -125,14 +125,14 @@ def test_imported_moments_are_the_live_optimizers_by_name(optim, train, settings
         assert torch.equal(lora_parameters(model)[name].cpu(), parameter.detach())
 
 
-def test_the_adapter_is_taken_as_it_is(folders, settings, workspace):
+def test_the_adapter_is_imported_unchanged(folders, settings, workspace):
     import_checkpoints(workspace, folders[1:], settings)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         held = workspace.read_bytes(f"warmup/checkpoint-1/adapter/{name}")
         assert held == (folders[1] / name).read_bytes()
 
 
-def test_several_folders_become_checkpoints_in_their_order(folders, settings, workspace):
+def test_several_folders_become_checkpoints_in_order(folders, settings, workspace):
     receipt = import_checkpoints(workspace, folders, settings)
     assert receipt["imported"] == ["checkpoint-2", "checkpoint-4"]
     assert workspace.receipt("warmup") == receipt
@@ -212,8 +212,8 @@ def test_moments_of_more_parameters_are_refused(folders, settings, workspace):
     assert "moments of 49 parameters, but the adapter has 48" in sentence
 
 
-def test_moments_follow_the_groups_numbers(folders, trained, settings, workspace):
-    """Numbers need not be in the order of parameters; the groups' lists say which is which."""
+def test_moments_follow_the_numbers_of_the_groups(folders, trained, settings, workspace):
+    """Numbers may be in any order; the lists of the groups map them to parameters."""
 
     def renumber(state):
         state["state"] = {100 - number: held for number, held in state["state"].items()}
@@ -236,8 +236,8 @@ def test_parameters_in_several_groups_are_refused(folders, settings, workspace):
     assert "the parameters in 2 groups" in refusal(workspace, folders[1:], settings)
 
 
-def test_names_in_the_file_go_before_order(folders, trained, settings, workspace):
-    """As optimizers write them that were given named parameters."""
+def test_names_in_the_file_override_the_order(folders, trained, settings, workspace):
+    """Optimizers write names if they were given named parameters."""
     names = [name for name, p in trained.model.named_parameters() if p.requires_grad]
 
     def reverse(state):
@@ -253,7 +253,7 @@ def test_names_in_the_file_go_before_order(folders, trained, settings, workspace
         assert torch.equal(moments[name][0], trained.optimizer.state[parameter]["exp_avg"])
 
 
-def test_a_name_of_something_else_is_refused(folders, settings, workspace):
+def test_moments_of_an_unknown_parameter_are_refused(folders, settings, workspace):
     names = [f"lm_head.{number}" for number in range(48)]
     change_optimizer(folders[1], lambda state: state["param_groups"][0].update(param_names=names))
     assert "moments of lm_head.0, which is no parameter of" in refusal(
@@ -298,7 +298,7 @@ def test_betas_that_differ_within_a_file_are_refused(folders, settings, workspac
         second["betas"] = (0.5, 0.999)
 
     change_optimizer(folders[1], split)
-    assert "other betas in one group" in refusal(workspace, folders[1:], settings)
+    assert "betas differ between the groups" in refusal(workspace, folders[1:], settings)
 
 
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
@@ -322,7 +322,7 @@ def test_an_adapter_of_another_name_is_found(weights, trained, folders, settings
 
 # ---- other optimizers --------------------------------------------------------
 
-# As bitsandbytes 0.50.2 and, flat, its older versions lay a parameter's state out.
+# State of a parameter in bitsandbytes 0.50.2 (nested) and in older versions (flat).
 QUANTIZED = {
     "state1": torch.zeros(4, 192, dtype=torch.uint8),
     "qmap1": torch.zeros(256),
@@ -333,12 +333,12 @@ QUANTIZED = {
 }
 BITSANDBYTES = {
     "8-bit": {"step": 1, "__bnb_optimizer_quant_state__": QUANTIZED},
-    "8-bit of old": {"step": 1, **QUANTIZED},
+    "8-bit, old versions": {"step": 1, **QUANTIZED},
 }
 
 
 @pytest.mark.parametrize("held", BITSANDBYTES.values(), ids=BITSANDBYTES)
-def test_an_optimizer_of_8_bits_is_refused_by_name(held, folders, settings, workspace):
+def test_an_8_bit_optimizer_is_refused_by_name(held, folders, settings, workspace):
     change_optimizer(
         folders[1], lambda state: state["state"].update(dict.fromkeys(range(48), held))
     )
@@ -349,7 +349,7 @@ def test_an_optimizer_of_8_bits_is_refused_by_name(held, folders, settings, work
 
 @pytest.mark.parametrize("nested", [True, False], ids=["new", "old"])
 def test_whole_states_of_bitsandbytes_are_adamws(nested, folders, trained, settings, workspace):
-    """As paged_adamw_32bit, QLoRA's, and adamw_bnb in 32 bits keep them."""
+    """paged_adamw_32bit (of QLoRA) and adamw_bnb in 32 bits keep such states."""
 
     def rename(state):
         for number, held in state["state"].items():
@@ -424,9 +424,9 @@ def test_a_full_fine_tuning_is_named(folders):
     ("name", "maker"),
     [("global_step4", "DeepSpeed"), ("optimizer.bin", "FSDP"), ("optimizer_0", "FSDP")],
 )
-def test_who_saves_moments_in_another_way_is_named(name, maker, folders):
+def test_software_that_saves_moments_in_another_way_is_named(name, maker, folders):
     (folders[1] / "optimizer.pt").rename(folders[1] / name)
-    with pytest.raises(InputError, match=rf"has no optimizer\.pt but {name}: {maker}'s way"):
+    with pytest.raises(InputError, match=rf"has no optimizer\.pt but {name}: files of {maker} "):
         require_files(folders)
 
 
@@ -471,7 +471,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
-def test_an_optimizer_file_that_is_none_is_named_and_runs_no_code(
+def test_a_damaged_optimizer_file_is_named_and_runs_no_code(
     damage, folders, settings, workspace, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -515,7 +515,7 @@ def test_an_adapter_that_is_not_lora_is_refused(folders, settings, workspace):
     assert "peft_type should be LORA, got 'IA3'" in refusal(workspace, folders[1:], settings)
 
 
-def test_ranks_that_differ_by_module_are_taken(tiny_model, settings, workspace, tmp_path):
+def test_ranks_that_differ_by_module_are_imported(tiny_model, settings, workspace, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     config = LoraConfig(
         r=4, target_modules=ALL, rank_pattern={"q_proj": 2}, use_rslora=True, task_type="CAUSAL_LM"
@@ -579,7 +579,7 @@ def test_the_order_of_module_names_makes_no_difference(folders, settings, worksp
         {"target_modules": ["embed_tokens"]},
     ],
 )
-def test_an_adapter_that_gradients_cannot_be_taken_of_is_refused_at_once(
+def test_an_adapter_without_usable_gradients_is_refused_at_once(
     values, folders, settings, workspace
 ):
     change(folders[1] / "adapter_config.json", **values)
@@ -639,7 +639,7 @@ def test_local_bases_are_compared_by_their_weights(
 
 
 @pytest.mark.parametrize("name", ["org/tiny-lm", "/scratch/tiny-lm", None, ""])
-def test_a_base_of_the_same_name_elsewhere_is_taken(name, folders, settings, workspace):
+def test_a_base_of_the_same_name_elsewhere_is_accepted(name, folders, settings, workspace):
     change(folders[1] / "adapter_config.json", base_model_name_or_path=name)
     import_checkpoints(workspace, folders[1:], settings)
 
@@ -663,12 +663,12 @@ def test_another_revision_of_the_base_is_refused(model, revision, refused, tmp_p
         base_model.require_same(tmp_path / "adapter_config.json", adapter, model, config)
 
 
-# ---- learning rates that are not there ---------------------------------------
+# ---- missing learning rates --------------------------------------------------
 
 
 def test_folders_out_of_order_are_refused(folders, settings, workspace):
     sentence = refusal(workspace, folders[::-1], settings)
-    assert "is of step 2, the folder before it of step 4" in sentence
+    assert "is of step 2, but the folder before it is of step 4" in sentence
 
 
 def test_several_folders_need_trainers_state(folders, settings, workspace):
@@ -681,9 +681,9 @@ def test_a_gap_in_the_log_is_named(folders, settings, workspace):
     kept = [entry for entry in state["log_history"] if entry["step"] <= 2]
     change(folders[1] / "trainer_state.json", log_history=kept)
     sentence = refusal(workspace, folders, settings)
-    assert "no learning rate above 0 logged after step 2 up to 4" in sentence
+    assert "logs no learning rate above 0 after step 2 up to 4" in sentence
 
 
-def test_a_state_of_something_else_is_refused(folders, settings, workspace):
+def test_a_state_that_is_not_trainers_is_refused(folders, settings, workspace):
     (folders[1] / "trainer_state.json").write_text('{"global_step": 4}')
     assert "is not the state of a Hugging Face Trainer" in refusal(workspace, folders, settings)
