@@ -29,7 +29,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.data.export import ExportSettings
 from g2is_ray.errors import InputError, SettingError
-from g2is_ray.selector.methods import CompareSettings, ComparisonSettings
+from g2is_ray.selector.methods import BaselineSettings, CompareSettings
 from jobs import startup
 from jobs.submit import SubmitSettings
 from jobs.walk import ArraySettings
@@ -44,7 +44,7 @@ RUN = (
     SelectorSettings,
     WalkSettings,
     JointSettings,
-    ComparisonSettings,
+    BaselineSettings,
     TuneSettings,
     EvaluateSettings,
     ExecutionSettings,
@@ -95,7 +95,7 @@ COMMANDS = {
     ),
     "graph": Command(
         "jobs.graph:graph",
-        (GraphSettings, ComparisonSettings, ExecutionSettings, RedoSettings),
+        (GraphSettings, BaselineSettings, ExecutionSettings, RedoSettings),
         "build the kNN graph of gradients or embeddings",
     ),
     "select": Command(
@@ -106,7 +106,7 @@ COMMANDS = {
             SelectorSettings,
             WalkSettings,
             JointSettings,
-            ComparisonSettings,
+            BaselineSettings,
             SeedSettings,
             RedoSettings,
         ),

@@ -25,14 +25,14 @@ from g2is_ray.config import (
     fields_of,
 )
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.selector.methods import BaselineSettings
 from g2is_ray.workspace.records import Record
 from g2is_ray.workspace.workspace import Workspace
 
 _CLASSES = (
     *(ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, LoraSettings),
     *(WarmupSettings, GradientSettings, GraphSettings, SelectorSettings, WalkSettings),
-    *(JointSettings, ComparisonSettings, TuneSettings, EvaluateSettings),
+    *(JointSettings, BaselineSettings, TuneSettings, EvaluateSettings),
 )
 _NAMES = fields_of(_CLASSES).keys() - {"append", "joint"}  # which are asked for once
 
