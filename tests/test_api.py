@@ -19,6 +19,7 @@ from g2is_ray import Selector, Workspace, best_first, read_selection, round_robi
 from g2is_ray.errors import G2isError, InputError, SettingError, WorkspaceError
 from jobs import compare, keywords, run, select
 from jobs.commands import COMMANDS, perform
+from jobs.result import RunResult, TargetResult
 
 ARGUMENTS = {
     "run": keywords.RunArguments,
@@ -179,3 +180,20 @@ def test_a_ray_that_is_initialized_already_stays_up(monkeypatch):
     for address in ("", "local", "auto"):
         with connected(address):
             pass
+
+
+def test_a_result_is_three_lines():
+    target = TargetResult(
+        rows=1200,
+        supervised_tokens=34567,
+        selected="ws/selections/t/selected.jsonl",
+        losses={"base": 2.0, "selection": 1.25, "random": 1.5},
+        exact_matches={},
+    )
+    result = RunResult(workspace="ws", report="ws/report.html", targets={"t": target})
+    assert str(result).splitlines() == [
+        "selected   t: 1,200 rows with 34,567 supervised tokens, in ws/selections/t/selected.jsonl",
+        "test loss  t: base 2.0000, selection 1.2500, random 1.5000. One seed: `g2is compare` adds "
+        "intervals",
+        "report     ws/report.html",
+    ]
