@@ -35,7 +35,8 @@ class WorkError(G2isError):
 
 def one_line(error: object, characters: int = 300) -> str:
     """The text of an error on one line, cut to some characters; its type where it has no text."""
-    return " ".join(str(error).split())[:characters] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def last_line(error: object) -> str:

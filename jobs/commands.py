@@ -28,7 +28,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.data.export import ExportSettings
 from g2is_ray.errors import InputError, SettingError
-from g2is_ray.selector.methods import CompareSettings, ComparisonSettings
+from g2is_ray.selector.methods import BaselineSettings, CompareSettings
 from jobs import startup
 from jobs.settings import INGEST, RUN
 from jobs.submit import SubmitSettings
@@ -80,7 +80,7 @@ COMMANDS = {
     ),
     "graph": Command(
         "jobs.graph:graph",
-        (GraphSettings, ComparisonSettings, ExecutionSettings, RedoSettings),
+        (GraphSettings, BaselineSettings, ExecutionSettings, RedoSettings),
         "build the kNN graph of gradients or embeddings",
     ),
     "select": Command(
@@ -91,7 +91,7 @@ COMMANDS = {
             SelectorSettings,
             WalkSettings,
             JointSettings,
-            ComparisonSettings,
+            BaselineSettings,
             SeedSettings,
             RedoSettings,
         ),
@@ -208,8 +208,8 @@ def perform(
         startup.check_current_folder()
     opened = Session(workspace, values, line)
     if name == "run":  # before libraries are imported for a first run that lacks its input
-        opened.settings(PoolSettings, "pool")
-        opened.settings(ModelSettings, "pool")
+        opened.settings(PoolSettings)
+        opened.settings(ModelSettings)
         opened.targets()
     job = _job(command)
     opening = opened.writing(name) if writes else opened.reading()

@@ -9,7 +9,7 @@ from typing import Any
 from actors.workers import EmbeddingOrder, GradientOrder, GradientWorker, ImportChecker
 from g2is_ray.config import GradientSettings, ModelSettings, ReadSettings
 from g2is_ray.training import imported
-from g2is_ray.workspace.layout import GRADIENTS, POOL, WARMUP
+from g2is_ray.workspace.layout import POOL, WARMUP
 from jobs.features import compute_features, feature_stages
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def gradients(session: Session) -> None:
     """Write `gradients` of the pool (momentum-adjusted), and of each target (plain)."""
     model, read, seed = pool_settings(session)
-    settings = session.settings(GradientSettings, GRADIENTS)
+    settings = session.settings(GradientSettings)
     stages = feature_stages(session, "gradients")
     warmup = session.workspace.require(WARMUP, "warmup")
     if "imported" in warmup:

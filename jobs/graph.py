@@ -28,7 +28,7 @@ from g2is_ray.graph.plan import (
 )
 from g2is_ray.graph.recall import measure_recall
 from g2is_ray.graph.search import check_neighbors, require_faiss
-from g2is_ray.selector.methods import ComparisonSettings, Method, methods_of
+from g2is_ray.selector.methods import BaselineSettings, Method, methods_of
 from g2is_ray.selector.registry import graph_read, needs_graph, reads_of
 from g2is_ray.workspace.layout import GRAPH_KINDS, graph_stage
 from jobs.parts import StageWorkers
@@ -50,7 +50,7 @@ def graph_settings(session: Session, target: str = "") -> GraphSettings:
 def graph(session: Session) -> None:
     """Write the graph; and others, if a baseline reads them or if they were outgrown."""
     settings = graph_settings(session)
-    baselines = methods_of("baselines", session.settings(ComparisonSettings, "pool").baselines)
+    baselines = methods_of("baselines", session.settings(BaselineSettings, "pool").baselines)
     others = [one for method in baselines if (one := _read_by(method, settings))]
     others += [
         dataclasses.replace(settings, center=center, features=features)

@@ -129,7 +129,7 @@ class JointKeywords(TypedDict, total=False):
 
 
 class BaselineKeywords(TypedDict, total=False):
-    """Keywords of `ComparisonSettings`."""
+    """Keywords of `BaselineSettings`."""
 
     baselines: Sequence[str | type[Selector]]
 

@@ -39,7 +39,7 @@ def stages(session: Session) -> Iterator[Callable[[Session], object]]:
 
 def run(session: Session) -> None:
     """Do every stage that is not done."""
-    session.settings(PoolSettings, "pool")  # says first what is missing of it
+    session.settings(PoolSettings)  # says first what is missing of it
     require_faiss()
     check_folders(session)
     check_selectors(session)
@@ -57,7 +57,7 @@ def run(session: Session) -> None:
 def _check_adapter(session: Session) -> None:
     """Refuse now what the warm-up and tuning would refuse after the pool is read."""
     if not session.workspace.finished("warmup"):
-        warmed_up = not session.settings(WarmupSettings, "warmup").warmup_from
+        warmed_up = not session.settings(WarmupSettings).warmup_from
         gradients = warmed_up and "gradients" in features_read(session)
         check_adapter(session, pool_settings(session)[0], gradients=gradients)
 

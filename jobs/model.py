@@ -14,7 +14,6 @@ from g2is_ray.features import dry_run
 from g2is_ray.models import loading, lora_targets
 from g2is_ray.models.limits import Limits, limits_of
 from g2is_ray.models.lora_modules import gradient_linears
-from g2is_ray.workspace.layout import GRADIENTS
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def check_adapter(session: Session, model: ModelSettings, *, gradients: bool) ->
     adapted = loading.add_adapter(loading.load_skeleton(model), lora, seed=0)
     if not gradients:
         return
-    layers = session.settings(GradientSettings, GRADIENTS).lora_layers
+    layers = session.settings(GradientSettings).lora_layers
     gradient_linears(adapted, layers)
     if (model, lora, layers) not in _checked and _is_small(model):
         dry_run.check_gradients(_load(model), lora, layers)

@@ -23,7 +23,7 @@ from g2is_ray.selection.budget import Budget, row_budget, token_budget
 from g2is_ray.selection.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
 from g2is_ray.selector.interface import Pool, Reads, Selector, Target
 from g2is_ray.selector.knowledge import CoreKnowledge, joint_knowledge
-from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.selector.methods import BaselineSettings
 from g2is_ray.selector.registry import reads_features
 from g2is_ray.selector.walk import Pick, align
 from g2is_ray.workspace.layout import POOL, graph_stage
@@ -73,7 +73,7 @@ def _begin(session: Session, task: Task) -> bool:
     workspace, inputs = session.workspace, task.inputs()
     for folder, command in inputs.items():
         workspace.require_current(folder, command)
-    comparison = session.settings(ComparisonSettings, f"selections/{task.name}")
+    comparison = session.settings(BaselineSettings, f"selections/{task.name}")
     weights = {"target_weight": task.target_weights} if task.is_joint else {}
     session.begin(
         task.stage,

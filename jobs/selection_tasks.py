@@ -21,7 +21,7 @@ from g2is_ray.config import (
 from g2is_ray.errors import SettingError
 from g2is_ray.selector.interface import Reads, Selector
 from g2is_ray.selector.methods import (
-    ComparisonSettings,
+    BaselineSettings,
     Method,
     methods_of,
     parse_method,
@@ -136,7 +136,7 @@ def tasks_of(session: Session, name: str) -> Iterator[Task]:
     """
     main = f"selections/{name}"
     chosen = session.settings(SelectorSettings, main)
-    baselines = session.settings(ComparisonSettings, main).baselines
+    baselines = session.settings(BaselineSettings, main).baselines
     own = Method(name="", selector=chosen.selector)
     yield task_of(session, name, own, stage=main)
     for method in methods_of("baselines", baselines):
@@ -166,13 +166,13 @@ def task_of(session: Session, name: str, method: Method, *, stage: str, follows:
         chosen=method.applied(dataclasses.replace(chosen, selector=method.selector)),
         graph=method.applied(graph_settings(session, name)),
         walk=method.applied(session.settings(WalkSettings, main)),
-        seed=session.settings(SeedSettings, POOL),
+        seed=session.settings(SeedSettings),
     )
 
 
 def check_selectors(session: Session) -> None:
     """Refuse a user's selector that cannot be loaded before hours of work are done for it."""
-    baselines = session.settings(ComparisonSettings).baselines
+    baselines = session.settings(BaselineSettings).baselines
     methods = methods_of("baselines", baselines)
     for name in (session.settings(SelectorSettings).selector, *(m.selector for m in methods)):
         if is_own(name):

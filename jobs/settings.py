@@ -23,14 +23,14 @@ from g2is_ray.config import (
     WalkSettings,
     WarmupSettings,
 )
-from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.selector.methods import BaselineSettings
 from g2is_ray.workspace.layout import GRADIENTS, GRAPH_KINDS, POOL, WARMUP, graph_stage
 
 INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, RedoSettings)
 RUN = (
     *INGEST,
     *(LoraSettings, WarmupSettings, GradientSettings, GraphSettings, SelectorSettings),
-    *(WalkSettings, JointSettings, ComparisonSettings, TuneSettings, EvaluateSettings),
+    *(WalkSettings, JointSettings, BaselineSettings, TuneSettings, EvaluateSettings),
     ExecutionSettings,
 )
 """Classes of the settings of `g2is ingest` and of `g2is run`, the main job."""
@@ -42,7 +42,7 @@ _REMEMBERED_BY: dict[str, tuple[type, ...]] = {
     "evaluations": (EvaluateSettings,),
     "tuned": (TuneSettings,),
     "selections": (
-        *(GraphSettings, SelectorSettings, WalkSettings, JointSettings, ComparisonSettings),
+        *(GraphSettings, SelectorSettings, WalkSettings, JointSettings, BaselineSettings),
     ),
     "graph": (GraphSettings,),
     GRADIENTS: (GradientSettings,),

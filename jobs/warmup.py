@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def warm_up(session: Session) -> None:
     """Write `warmup`: adapters and AdamW's moments."""
-    settings = session.settings(WarmupSettings, "warmup")
+    settings = session.settings(WarmupSettings)
     if settings.warmup_from:
         _take(session, settings)
     else:
@@ -33,7 +33,7 @@ def warm_up(session: Session) -> None:
 
 def check_folders(session: Session) -> None:
     """Refuse settings of the warm-up before the pool is read."""
-    settings = session.settings(WarmupSettings, "warmup")
+    settings = session.settings(WarmupSettings)
     count = len(settings.warmup_from)
     if count and settings.checkpoints != count and "checkpoints" in session.given:
         raise SettingError(

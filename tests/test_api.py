@@ -19,6 +19,7 @@ from g2is_ray import Selector, Workspace, best_first, read_selection, round_robi
 from g2is_ray.errors import G2isError, InputError, SettingError, WorkspaceError
 from jobs import compare, keywords, run, select
 from jobs.commands import COMMANDS, perform
+from jobs.result import RunResult, TargetResult
 
 ARGUMENTS = {
     "run": keywords.RunArguments,
@@ -26,7 +27,6 @@ ARGUMENTS = {
     "compare": keywords.CompareArguments,
 }
 MAY_BE_CLASSES = ("selector", "baselines", "methods")
-RAY = [pytest.mark.ray, pytest.mark.slow]
 
 
 def read_pool(folder: Path) -> str:
@@ -72,11 +72,20 @@ def test_every_public_name_is_there_and_has_a_docstring():
         _ = jobs.walk_arrays
 
 
+class Printed(doctest.OutputChecker):
+    """Compares what an example printed, without the lines that Ray forwards from its workers."""
+
+    def check_output(self, want, got, optionflags):
+        lines = got.splitlines(keepends=True)
+        own = "".join(line for line in lines if not line.startswith("\x1b[36m("))
+        return super().check_output(want, own, optionflags)
+
+
 def run_example(of: object, workspace: str) -> None:
     """Run the example in a docstring, from the root of the repository."""
     (test,) = doctest.DocTestFinder(recurse=False).find(of, globs={"workspace": workspace})
     assert test.examples
-    runner = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST)
+    runner = doctest.DocTestRunner(Printed(), optionflags=doctest.FAIL_FAST)
     runner.run(test)
     assert not runner.failures
 
@@ -171,3 +180,20 @@ def test_a_ray_that_is_initialized_already_stays_up(monkeypatch):
     for address in ("", "local", "auto"):
         with connected(address):
             pass
+
+
+def test_a_result_is_three_lines():
+    target = TargetResult(
+        rows=1200,
+        supervised_tokens=34567,
+        selected="ws/selections/t/selected.jsonl",
+        losses={"base": 2.0, "selection": 1.25, "random": 1.5},
+        exact_matches={},
+    )
+    result = RunResult(workspace="ws", report="ws/report.html", targets={"t": target})
+    assert str(result).splitlines() == [
+        "selected   t: 1,200 rows with 34,567 supervised tokens, in ws/selections/t/selected.jsonl",
+        "test loss  t: base 2.0000, selection 1.2500, random 1.5000. One seed: `g2is compare` adds "
+        "intervals",
+        "report     ws/report.html",
+    ]

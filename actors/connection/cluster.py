@@ -15,7 +15,7 @@ from actors import ray_internals
 from actors.connection import address as addresses
 from actors.connection import local_ray, machine
 from g2is_ray.config import ExecutionSettings
-from g2is_ray.errors import SettingError, WorkError
+from g2is_ray.errors import SettingError, WorkError, last_line
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,9 @@ def _join(address: str) -> None:
                 runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             )
     except Exception as error:  # a hook of RAY_RUNTIME_ENV_HOOK may raise anything
-        why = str(error).strip().splitlines() or [type(error).__name__]
         hook = os.environ.get("RAY_RUNTIME_ENV_HOOK")
         blamed = f" (RAY_RUNTIME_ENV_HOOK is {hook})" if hook else ""
-        raise WorkError(f"Ray at {address} cannot be used: {why[-1]}{blamed}") from error
+        raise WorkError(f"Ray at {address} cannot be used: {last_line(error)}{blamed}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

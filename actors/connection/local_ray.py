@@ -16,7 +16,7 @@ import ray
 
 from actors import ray_internals
 from actors.connection import machine
-from g2is_ray.errors import WorkError
+from g2is_ray.errors import WorkError, last_line
 from g2is_ray.workspace import scratch
 
 log = logging.getLogger(__name__)
@@ -90,12 +90,9 @@ def _start(folder: Path) -> None:
             )
         ray_internals.note_address(str(folder / "ray"))
     except Exception as error:  # Ray raises errors of any type here
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise WorkError(f"Ray cannot start on this machine: {why[-1]}") from error
+        raise WorkError(f"Ray cannot start on this machine: {last_line(error)}") from error
     if (home := machine.home()) is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # Ray makes the token readable to all users of the machine
+        with contextlib.suppress(OSError):  # Ray lets all users of the machine read the token
             (home / ".ray" / "auth_token").chmod(0o600)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from g2is_ray.chat.conversation import Message
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -211,7 +211,7 @@ def _as_template_error() -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise TemplateError(
             f"the model's chat template rejects the conversation ({reason}); change the "
             "conversation, or use another template"

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from g2is_ray.data.json_rows import BOM, Rows, array_rows, line_rows
-from g2is_ray.data.sources import HUB, READABLE, SUFFIXES, container, is_remote, one_line, why
+from g2is_ray.data.sources import HUB, READABLE, SUFFIXES, container, is_remote, why
 from g2is_ray.data.tables import arrow_rows, parquet_rows
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 from g2is_ray.workspace.remote import open_url
 
 # Errors of damaged files, whose column names may not be UTF-8 and whose sizes may be huge.

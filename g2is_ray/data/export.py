@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from g2is_ray.chat.conversation import COLUMNS, Conversation, Message
 from g2is_ray.config import STRICT, Text
 from g2is_ray.data.examples import ExampleSet
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 from g2is_ray.workspace import scratch
 from g2is_ray.workspace.storage import Storage
 
@@ -131,7 +131,7 @@ def _hf_dataset(name: str, rows: Sequence[Row]) -> dict[str, bytes]:
     except pa.ArrowException as error:
         raise InputError(
             f"{name}: calls of tools or template variables are of too many types for one table "
-            f"({' '.join(str(error).split())[:200]}); export with --format trl"
+            f"({one_line(error, 200)}); export with --format trl"
         ) from None
     with scratch.folder() as folder:
         # One shard, so that no file of a larger selection is left where this one replaces it.

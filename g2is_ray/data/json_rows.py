@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from g2is_ray.data.sources import one_line
 from g2is_ray.data.values import MAX_ROW_BYTES, RowError
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 
 Rows = Iterator[tuple[int, Any]]
 """Pairs of a line or row number, counted from 1, and the parsed row or a RowError."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from fsspec.core import has_magic
 
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 from g2is_ray.workspace.digests import file_digest
 from g2is_ray.workspace.remote import open_url, reason
 
@@ -210,10 +210,6 @@ def is_remote(file: str) -> bool:
 def why(error: BaseException, file: str) -> str:
     """The reason why a file cannot be opened or read, on one line."""
     return clip(reason(error, file) if is_remote(file) else one_line(error))
-
-
-def one_line(error: BaseException) -> str:
-    return clip(" ".join(str(error).split()) or type(error).__name__)
 
 
 def clip(text: str, characters: int = 300) -> str:

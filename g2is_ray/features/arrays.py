@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 
 
 def load_matrix(path: str) -> NDArray[np.generic]:
@@ -34,7 +34,7 @@ def load_matrix(path: str) -> NDArray[np.generic]:
     except InputError:
         raise
     except Exception as error:  # numpy, safetensors and torch raise many kinds for bad files
-        raise InputError(f"{path}: cannot be read as an array: {_first_line(error)}") from None
+        raise InputError(f"{path}: cannot be read as an array: {one_line(error)}") from None
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{path}: needs rows and columns, but has shape {list(array.shape)}")
     return array
@@ -81,10 +81,6 @@ def _as_numpy(value: object) -> NDArray[np.generic]:
     if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
         value = value.float()  # NumPy has neither bfloat16 nor float8
     return value.numpy(force=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 _READERS = {".npy": _read_npy, ".safetensors": _read_safetensors, ".pt": _read_pt}

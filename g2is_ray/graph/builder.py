@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from g2is_ray.config import GraphSettings
-from g2is_ray.errors import SettingError
+from g2is_ray.errors import SettingError, last_line
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.graph.plan import GraphTask, read_plan
 from g2is_ray.graph.recall import found_share, interval, sample_neighbors
@@ -257,5 +257,5 @@ def faiss_index(factory: str, dimensions: int) -> Any:
     except RuntimeError as error:
         raise SettingError(
             f"graph {factory!r} is neither auto, exact, ivf nor an index that FAISS knows "
-            f"({str(error).strip().splitlines()[-1][:200]})"
+            f"({last_line(error)[:200]})"
         ) from None

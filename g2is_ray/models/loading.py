@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.logging import disable_progress_bar
 
 from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
-from g2is_ray.errors import InputError, SettingError
+from g2is_ray.errors import InputError, SettingError, one_line
 from g2is_ray.models import lora_targets, probe
 from g2is_ray.models.decoder import use_plain_outputs
 from g2is_ray.workspace import scratch
@@ -199,7 +199,7 @@ class _explained:  # noqa: N801  reads as a verb in `with`
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):  # each part of transformers raises kinds of its own
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(
                 f"model {self.model} cannot be loaded: it is neither a usable local directory nor "
                 f"a model that the Hugging Face hub gives ({reason})"
@@ -257,7 +257,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             raise ValueError("it is no plain LoRA adapter")
         return PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as error:  # PEFT and safetensors raise kinds of their own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(f"the adapter in {folder} cannot be used: {reason}") from error
 
 

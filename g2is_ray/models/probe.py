@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from g2is_ray.errors import InputError, SettingError
+from g2is_ray.errors import InputError, SettingError, one_line
 from g2is_ray.models.decoder import find_decoder, plain_tokens
 from g2is_ray.models.loss import SupervisedLoss
 
@@ -51,7 +51,7 @@ def check_base(model: Any, name: str = "") -> None:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever a model asks for beside tokens
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(
             f"{what} does not work on text alone ({reason}); choose a decoder-only language model"
         ) from error

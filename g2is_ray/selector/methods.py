@@ -140,7 +140,7 @@ MethodText = Annotated[str, AfterValidator(_check_method)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class ComparisonSettings:
+class BaselineSettings:
     """Baselines"""
 
     baselines: tuple[MethodText, ...] = ("random",)

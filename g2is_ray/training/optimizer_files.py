@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from g2is_ray.errors import InputError
+from g2is_ray.errors import InputError, one_line
 from g2is_ray.models import loading
 
 _OTHERS = "they are of another adapter, or the training had more parameters than the adapter"
@@ -92,7 +92,7 @@ def _load(file: Path) -> tuple[dict[int, State], list[State]]:
     except pickle.UnpicklingError as error:
         raise InputError(f"{file}: {_refused_content(error)}; {_REMEDY}") from None
     except (RuntimeError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"{file}: cannot be read as tensors ({reason})") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise InputError(f"{file}: is not the state of an optimizer") from None

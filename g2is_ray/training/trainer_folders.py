@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from g2is_ray.config import ModelSettings
-from g2is_ray.errors import InputError, SettingError
+from g2is_ray.errors import InputError, SettingError, one_line
 from g2is_ray.models import checkpoints, loading, lora_modules
 from g2is_ray.training import base_model, optimizer_files
 from g2is_ray.workspace.layout import WARMUP
@@ -303,7 +303,7 @@ def _add_adapter(model: Any, folder: _Folder) -> PeftModel:
         )
         with_adapter = get_peft_model(model, config)
     except Exception as error:  # PEFT raises many kinds if a setting has a wrong type
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"{folder.config}: does not fit the model: {reason}; give the model that the adapter "
             "was trained on"

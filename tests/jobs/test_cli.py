@@ -248,6 +248,11 @@ def test_a_command_without_work_imports_no_heavy_library(arguments, status):
     assert imported(*arguments.split()) == (status, [])
 
 
+def test_status_imports_no_heavy_library(ingest, g2is):
+    g2is(*ingest())
+    assert imported("status", "ws") == (0, [])
+
+
 # Models
 
 

@@ -12,7 +12,7 @@ from g2is_ray.config import (
     TuneSettings,
     WalkSettings,
 )
-from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.selector.methods import BaselineSettings
 from g2is_ray.workspace.workspace import Workspace
 from jobs.session import Session
 from jobs.settings import NEVER_REMEMBERED, RUN, is_remembered
@@ -55,7 +55,7 @@ def session(empty_folder) -> Session:
         (GraphSettings, ("math",), {"neighbors": 6}),
         (WalkSettings, (), {"fraction": 0.01}),
         (WalkSettings, ("law", "math"), {"fraction": 0.2, "delta": 0.4}),
-        (ComparisonSettings, ("law",), {"baselines": ("less",)}),
+        (BaselineSettings, ("law",), {"baselines": ("less",)}),
         (TuneSettings, ("law@less",), {"tune_epochs": 5, "tune_batch_size": 8}),
         (EvaluateSettings, ("law",), {"max_new_tokens": 11}),
         (EvaluateSettings, (TRIALS, "law"), {"max_new_tokens": 13}),

@@ -168,7 +168,9 @@ def test_dimensions_that_differ_are_both_named(rows, refused):
 
 
 def test_dimensions_are_compared_before_the_graph_is_built(refused, monkeypatch):
-    monkeypatch.setattr("jobs.walk.knn_graph", lambda *_: pytest.fail("the graph was built"))
+    monkeypatch.setattr(
+        "g2is_ray.graph.search.knn_graph", lambda *_: pytest.fail("the graph was built")
+    )
     np.save("other.npy", np.ones((5, 3)))
     refused(*walk("--fraction", "0.5", target="other.npy"))
 
