@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.config import GraphSettings, SelectorSettings, WalkSettings, as_dict
+from g2is_ray.config import Features, SelectorSettings, WalkSettings, as_dict
 from g2is_ray.contamination.stage import rows_like_tests
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import InputError
 from g2is_ray.features.rows import MappedParts, map_neighbors, map_similarities
-from g2is_ray.features.store import FeatureSet
+from g2is_ray.features.store import MEAN, FeatureSet
 from g2is_ray.selection.budget import Budget, row_budget, token_budget
 from g2is_ray.selection.selection import Aim, carry_out, choose, knowledge_of, pick_lines, read_rows
 from g2is_ray.selector.interface import Pool, Reads, Selector, Target
@@ -51,23 +51,39 @@ def select_rows(session: Session) -> None:
 def make_selections(session: Session, tasks: Sequence[Task]) -> None:
     """Write the stages of the tasks that are not done; those that others follow come first."""
     left = [task for task in tasks if _begin(session, task)]
-    for graph in dict.fromkeys(task.source for task in left):
-        own = [task for task in left if task.source == graph]
-        _select_all(_Source(session.workspace, graph), own)
+    kinds = [_rows_read(session.workspace, task) for task in left]
+    for kind in dict.fromkeys(kinds):
+        own = [task for task, other in zip(left, kinds, strict=True) if other == kind]
+        _select_all(_Source(session.workspace, *kind), own)
 
 
 def check_budget(session: Session, name: str) -> None:
     """Refuse now what would be refused after the hours that gradients take."""
     stage = f"selections/{name}"
     walk, chosen = session.settings(WalkSettings, stage), session.settings(SelectorSettings, stage)
-    source = _Source(session.workspace, graph_settings(session, name))
+    graph = graph_settings(session, name)
+    source = _Source(session.workspace, graph.features, graph.center)
     source.budget(walk.fraction, chosen.budget_tokens)
     source.allowed(chosen)
 
 
+def _rows_read(workspace: Workspace, task: Task) -> tuple[Features, bool, bool]:
+    """Arguments of the source that forms the rows that a task reads.
+
+    The last says that the mean of the graph is subtracted, and that the pool's is another by now.
+    """
+    kind = task.source.features
+    of_graph = task.source.center and bool(task.graph_input(workspace))
+    if not (of_graph and workspace.exists(f"{graph_stage(True, kind)}/{MEAN}")):
+        return kind, task.source.center, False
+    features = FeatureSet(workspace, kind)
+    other = not np.array_equal(features.graph_mean(), features.pool_mean())  # type: ignore[arg-type]
+    return kind, True, other
+
+
 def _begin(session: Session, task: Task) -> bool:
     """Record what makes the selection; whether it is still to be made."""
-    workspace, inputs = session.workspace, task.inputs()
+    workspace, inputs = session.workspace, task.inputs(session.workspace)
     for folder, command in inputs.items():
         workspace.require_current(folder, command)
     comparison = session.settings(ComparisonSettings, f"selections/{task.name}")
@@ -88,14 +104,19 @@ def _begin(session: Session, task: Task) -> bool:
 class _Source:
     """The pool as selections read it: each thing once, and only when it is asked for."""
 
-    def __init__(self, workspace: Workspace, graph: GraphSettings) -> None:
-        self.workspace, self._center, self.features = workspace, graph.center, graph.features
-        self._graph = graph_stage(graph.center, graph.features)
+    def __init__(
+        self, workspace: Workspace, features: Features, center: bool, of_graph: bool = False
+    ) -> None:
+        self.workspace, self.features = workspace, features
+        self._center, self._of_graph = center, of_graph
+        self._graph = graph_stage(center, features)
         self.examples = ExampleSet(workspace, POOL)
 
     @cached_property
     def x(self) -> FeatureSet:
-        return FeatureSet(self.workspace, self.features, center=self._center)
+        return FeatureSet(
+            self.workspace, self.features, center=self._center, of_graph=self._of_graph
+        )
 
     @cached_property
     def neighbors(self) -> MappedParts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,12 @@ from g2is_ray.selector.methods import (
 from g2is_ray.selector.registry import (
     find,
     graph_read,
-    needs_graph,
     reads_features,
     reads_of,
     source_hash,
 )
 from g2is_ray.workspace.layout import JOINT, OVERLAP, POOL, graph_stage
+from g2is_ray.workspace.workspace import Workspace
 from jobs.graph import graph_settings
 from jobs.session import Session
 
@@ -67,14 +67,29 @@ class Task:
         """Features, and the graph of them, that are read if any are."""
         return graph_read(self.reads, self.graph)
 
-    def inputs(self) -> dict[str, str]:
+    @property
+    def reads_graph(self) -> bool:
+        return "graph" in self.reads
+
+    def graph_input(self, workspace: Workspace) -> str:
+        """The graph that decides the selection; empty if none does.
+
+        A centered selection that an earlier version made has the graph among its inputs even
+        if it read only the graph's mean. The record says so, and that selection stays what it is.
+        """
+        stage = graph_stage(self.source.center, self.source.features)
+        recorded = workspace.stages().get(self.stage, {}).get("inputs", {})
+        as_before = stage in recorded and bool(workspace.names(self.stage))
+        return stage if self.reads_graph or as_before else ""
+
+    def inputs(self, workspace: Workspace) -> dict[str, str]:
         """Stages that decide the selection, each with the command that makes it."""
         reads, kind = self.reads, self.source.features
         found: dict[str, str] = {}
-        if needs_graph(reads, self.source):
+        if graph := self.graph_input(workspace):
             command = "graph" if kind == "gradients" else f"graph --features {kind}"
             command += "" if self.source.center else " --no-center"
-            found[graph_stage(self.source.center, kind)] = command
+            found[graph] = command
         if reads_features(reads):
             found[kind] = kind
             found |= {f"targets/{name}/{kind}": kind for name in self.target_weights}
@@ -146,11 +161,19 @@ def tasks_of(session: Session, name: str) -> Iterator[Task]:
         yield task_of(session, name, method, stage=f"{main}@{method.name}", follows=follows)
 
 
-def features_read(session: Session) -> set[Features]:
-    """Features that the graph is of, and that selections read."""
-    tasks = [task for name in selection_names(session) for task in tasks_of(session, name)]
-    read = {task.source.features for task in tasks if reads_features(task.reads)}
-    return {graph_settings(session).features} | read
+def all_tasks(session: Session) -> list[Task]:
+    """The tasks of every selection and its baselines. Runs the code of a user's own selectors."""
+    return [task for name in selection_names(session) for task in tasks_of(session, name)]
+
+
+def features_read(tasks: Iterable[Task]) -> set[Features]:
+    """Kinds of features that some task reads."""
+    return {task.source.features for task in tasks if reads_features(task.reads)}
+
+
+def graphs_read(tasks: Iterable[Task]) -> list[GraphSettings]:
+    """Graphs that some task reads, each once."""
+    return list(dict.fromkeys(task.source for task in tasks if task.reads_graph))
 
 
 def task_of(session: Session, name: str, method: Method, *, stage: str, follows: str = "") -> Task:

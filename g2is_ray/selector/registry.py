@@ -80,11 +80,6 @@ def reads_features(reads: Collection[Reads]) -> bool:
     return "gradients" in reads or "embeddings" in reads
 
 
-def needs_graph(reads: Collection[Reads], settings: GraphSettings) -> bool:
-    """Whether the graph is read, or the mean that is written with it."""
-    return "graph" in reads or ("gradients" in reads and settings.center)
-
-
 def source_hash(selector: type[Selector]) -> str:
     """SHA-256 of the file that holds a user's selector; of what it imports, nothing is known."""
     return hashlib.sha256(Path(inspect.getfile(selector)).read_bytes()).hexdigest()

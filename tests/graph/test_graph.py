@@ -113,7 +113,7 @@ def whole_graph(workspace, stage):
 def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers=1, **settings):
     """Every piece of a graph, by one builder or by several in turns."""
     settings = GraphSettings(**{"neighbors": 6, **settings})
-    gradients = FeatureSet(workspace, "gradients", center=settings.center)
+    gradients = FeatureSet(workspace, "gradients", center=settings.center, of_graph=True)
     plan = make_plan(gradients, settings, memory_bytes, "cpu")
     write_plan(workspace, stage, plan, gradients)
     return finish(workspace, stage, settings, plan, gradients, shuffle=shuffle, workers=workers)
@@ -251,7 +251,7 @@ def grow(workspace, parts, data=RAW):
 
 def extend(workspace, stage, plan, room=2**30, **settings):
     settings = GraphSettings(**{"neighbors": 6, **settings})
-    gradients = FeatureSet(workspace, "gradients", center=settings.center)
+    gradients = FeatureSet(workspace, "gradients", center=settings.center, of_graph=True)
     extended = extend_plan(workspace, stage, plan, gradients, room, "cpu")
     return finish(workspace, stage, settings, extended, gradients)
 
@@ -301,7 +301,7 @@ def test_an_extension_that_was_killed_goes_on(killed_at, young, monkeypatch):
 
     plan = build(young, center=False, graph="exact")
     grow(young, 3)
-    module = plan if killed_at == "write_plan" else sys.modules[__name__]
+    module = graph_plan if killed_at == "write_plan" else sys.modules[__name__]
     with monkeypatch.context() as patch:
         patch.setattr(module, killed_at, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -315,14 +315,16 @@ def test_an_extension_that_was_killed_goes_on(killed_at, young, monkeypatch):
 
 def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
     plan = build(young, "graph/centered", graph="exact")
-    mean = FeatureSet(young, "gradients", center=True).mean
+    mean = FeatureSet(young, "gradients", center=True, of_graph=True).mean
     grow(young, 3)
     extend(young, "graph/centered", plan, graph="exact")
-    grown = FeatureSet(young, "gradients", center=True)
+    grown = FeatureSet(young, "gradients", center=True, of_graph=True)
     np.testing.assert_array_equal(grown.mean, mean)
     assert (plan.mean_rows, grown.rows) == (18, 50)
+    alone = FeatureSet(young, "gradients", center=True)
+    np.testing.assert_array_equal(alone.mean, alone.pool_mean())
     young.remove("graph/centered")
-    rebuilt = FeatureSet(young, "gradients", center=True)
+    rebuilt = FeatureSet(young, "gradients", center=True, of_graph=True)
     np.testing.assert_array_equal(rebuilt.mean, rebuilt.pool_mean())
     assert not np.array_equal(rebuilt.mean, mean)
 
