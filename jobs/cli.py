@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from g2is_ray import __version__
 from g2is_ray.config import (
     PRESETS,
+    BudgetSettings,
     EvaluateSettings,
     ExecutionSettings,
     GradientSettings,
@@ -32,7 +33,6 @@ from g2is_ray.config import (
     ReadSettings,
     RedoSettings,
     SeedSettings,
-    SelectorSettings,
     TargetSettings,
     TuneSettings,
     WalkSettings,
@@ -42,7 +42,7 @@ from g2is_ray.config import (
     flag,
 )
 from g2is_ray.errors import G2isError, InputError, SettingError
-from g2is_ray.selector.methods import CompareSettings, ComparisonSettings
+from g2is_ray.selector.methods import CompareSettings, ComparisonSettings, SelectorSettings
 from jobs import startup
 from jobs.signals import Signals
 
@@ -56,6 +56,7 @@ _RUN = (
     GradientSettings,
     GraphSettings,
     SelectorSettings,
+    BudgetSettings,
     WalkSettings,
     JointSettings,
     ComparisonSettings,
@@ -105,6 +106,7 @@ COMMANDS = {
             TargetSettings,
             GraphSettings,
             SelectorSettings,
+            BudgetSettings,
             WalkSettings,
             JointSettings,
             ComparisonSettings,
@@ -131,6 +133,7 @@ COMMANDS = {
             CompareSettings,
             GraphSettings,
             SelectorSettings,
+            BudgetSettings,
             WalkSettings,
             LoraSettings,
             TuneSettings,

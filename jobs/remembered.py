@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from g2is_ray.config import (
+    BudgetSettings,
     EvaluateSettings,
     GradientSettings,
     GraphSettings,
@@ -16,7 +17,6 @@ from g2is_ray.config import (
     PoolSettings,
     ReadSettings,
     SeedSettings,
-    SelectorSettings,
     TargetSettings,
     TuneSettings,
     WalkSettings,
@@ -25,14 +25,14 @@ from g2is_ray.config import (
     fields_of,
 )
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.selector.methods import ComparisonSettings
+from g2is_ray.selector.methods import ComparisonSettings, SelectorSettings
 from g2is_ray.workspace.records import Record
 from g2is_ray.workspace.workspace import Workspace
 
 _CLASSES = (
     *(ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, LoraSettings),
-    *(WarmupSettings, GradientSettings, GraphSettings, SelectorSettings, WalkSettings),
-    *(JointSettings, ComparisonSettings, TuneSettings, EvaluateSettings),
+    *(WarmupSettings, GradientSettings, GraphSettings, SelectorSettings, BudgetSettings),
+    *(WalkSettings, JointSettings, ComparisonSettings, TuneSettings, EvaluateSettings),
 )
 _NAMES = fields_of(_CLASSES).keys() - {"append", "joint"}  # which are asked for once
 

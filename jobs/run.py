@@ -9,6 +9,7 @@ from functools import partial
 
 from g2is_ray.config import PoolSettings, WarmupSettings
 from g2is_ray.graph.search import check_neighbors, require_faiss
+from g2is_ray.selection.task import Task
 from g2is_ray.workspace.layout import POOL
 from jobs.embeddings import embeddings
 from jobs.evaluate import evaluate
@@ -18,13 +19,13 @@ from jobs.ingest import ingest, pool_settings
 from jobs.model import check_adapter
 from jobs.redo import redo
 from jobs.report import report
-from jobs.selection import check_budget, select_rows
-from jobs.selection_tasks import (
-    Task,
+from jobs.selection import (
     all_tasks,
+    check_budget,
     check_selectors,
     features_read,
     graphs_read,
+    make_selections,
     selection_names,
 )
 from jobs.session import Session
@@ -46,7 +47,7 @@ def stages(tasks: Sequence[Task]) -> Iterator[tuple[str, Callable[[Session], Non
         yield "embeddings", embeddings
     if graphs := graphs_read(tasks):
         yield "graph", partial(write_graphs, wanted=graphs)
-    yield "select_rows", select_rows
+    yield "select_rows", partial(make_selections, tasks=tasks)
     yield "tune", tune
     yield "evaluate", evaluate
     yield "report", report

@@ -8,10 +8,10 @@ from actors.connection.cluster import share_of_cluster
 from actors.trainer import train
 from g2is_ray.config import LoraSettings, ModelSettings, TrainingPlan, TuneSettings
 from g2is_ray.errors import SettingError
+from g2is_ray.selection.files import selected_rows
 from g2is_ray.workspace.layout import variants_in
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
-from jobs.selection import selected_rows
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def tuning_plan(
 
 def _tune(session: Session, variant: str) -> None:
     workspace = session.workspace
-    rows = selected_rows(session, variant)
+    rows = selected_rows(session.workspace, variant)
     model, read, seed = pool_settings(session)
     stage = f"tuned/{variant}"
     lora = lora_settings(session, model, "warmup")

@@ -8,21 +8,24 @@ import numpy as np
 import pytest
 from selection_workspace import ROWS, TARGET_ROWS, TARGETS, make_workspace, selections
 
-from g2is_ray.config import SELECTORS, WalkSettings
+from g2is_ray.config import WalkSettings
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.features.arrays import normalize
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.report.collect import target_view
-from g2is_ray.selection.selection import select
+from g2is_ray.selection.arrays import select_from
+from g2is_ray.selection.budget import row_budget
+from g2is_ray.selector.registry import NAMES
+from g2is_ray.selector.walking import GradientWalk
 from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import Workspace
 from jobs.run import stages
-from jobs.selection_tasks import all_tasks
+from jobs.selection import all_tasks
 from jobs.session import Session
 
-OTHERS = [name for name in SELECTORS if name != "walk"]
+OTHERS = [name for name in NAMES if name != "walk"]
 LAW = ("--target", "law=val.jsonl")
 OWN = """
 import numpy as np
@@ -189,7 +192,9 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
     )
     mean = FeatureSet(held, "embeddings").pool_mean()
     target = normalize(norms[:, None] * unit.astype(np.float32), mean)
-    wanted = select(ArrayRows(x), knn_graph(x, 6), target, WalkSettings(fraction=0.2))
+    budget = row_budget(len(x), 0.2)
+    walk = GradientWalk(WalkSettings())
+    wanted = select_from(walk, ArrayRows(x), knn_graph(x, 6), target, budget)
     assert [pick["row"] for pick in picks(held, "law")] == wanted.rows
     titles = [view.title for view in target_view(held, "law", [""] * ROWS).others]
     assert "selector less on embeddings" in titles
@@ -292,7 +297,7 @@ def test_other_settings_make_another_selection(held, g2is, refused):
 
 
 def test_a_selector_that_there_is_not_is_refused_with_those_that_there_are(held, refused):
-    names = ", ".join(SELECTORS)
+    names = ", ".join(NAMES)
     sentence = refused(*arguments(held, "--selector", "lss"))
     wanted = f"selector should be {names}, or FILE.py:CLASS for one of your own, got 'lss': "
     assert sentence.startswith(wanted)
