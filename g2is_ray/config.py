@@ -142,20 +142,20 @@ class GradientSettings:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GraphSettings:
     features: Features = "gradients"
-    """What rows are compared by, in graph, walk and all that selects by gradients: gradients, or
-    embeddings: weighted means of the base model's last hidden states, which take neither a warm-up
-    nor a backward pass."""
+    """Features that graph and selectors compare rows by: gradients, or embeddings (weighted means
+    of the base model's last hidden states), which need neither a warm-up nor a backward pass."""
     neighbors: Count = 32
     """Neighbors of each row in the kNN graph."""
     center: bool = True
-    """Subtract the pool's mean from all features before normalizing, in graph and walk alike. Of a
-    target's, it is taken from embeddings too; its gradients lack the momentum in the pool's."""
+    """Subtract the pool's mean from its features before normalizing, for graph and selectors. The
+    mean is subtracted from a target's embeddings too, but not from its gradients, which lack the
+    momentum in the pool's."""
     graph: Text = "auto"
-    """How neighbors are searched for: exact; ivf, among the lists of rows nearest to a row; auto,
-    exact where that takes seconds or most lists would be probed; or a FAISS index such as HNSW32
+    """Search for neighbors: exact; ivf, which probes the lists of rows nearest to a row; auto,
+    exact if that takes seconds or if most lists would be probed; or a FAISS index such as HNSW32
     or IVF4096,Flat, which holds the whole pool in one worker's memory."""
     recall: Annotated[float, Field(gt=0, lt=1)] = 0.97
-    """Share of a row's exact neighbors that ivf must find on average; measured on a sample."""
+    """Share of a row's exact neighbors that ivf must find, on average over a sample of rows."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -171,11 +171,12 @@ class BudgetSettings:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WalkSettings:
     delta: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Least share of the previous |cos(sum of picks, component)| that a step must keep."""
+    """Minimum share of the previous |cos(sum of picks, component)| that a step must keep."""
     explained_variance: Share = 0.5
     """Principal components of the target are taken up to this share of its variance."""
     pca: Literal["centered", "uncentered"] = "uncentered"
-    """Whether the mean target gradient is removed before taking components (paper: centered)."""
+    """Principal components with the target's mean gradient kept in (uncentered) or removed (paper:
+    centered)."""
     orient: bool = True
     """Flip components to point towards the mean target gradient (paper: no)."""
     within: Share = 1.0

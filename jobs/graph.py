@@ -36,7 +36,7 @@ from jobs.session import Session
 
 log = logging.getLogger(__name__)
 
-_WORTHWHILE = 0.5  # share of all lists; probing more takes longer than comparing all rows
+_WORTHWHILE = 0.5  # share of the lists; probing more is slower than comparing all rows
 
 
 def graph_settings(session: Session, target: str = "") -> GraphSettings:
@@ -139,7 +139,7 @@ def _plan(session: Session, stage: str, settings: GraphSettings, features: Featu
 
 
 def _extend(session: Session, stage: str, plan: GraphPlan, features: FeatureSet) -> GraphPlan:
-    log.info("%s: %d parts more", stage, features.parts - plan.parts)
+    log.info("%s: extending by %d parts", stage, features.parts - plan.parts)
     if features.mean is not None:
         now = features.pool_mean()
         moved = np.linalg.norm(now - features.mean) / np.linalg.norm(now)
@@ -164,14 +164,16 @@ def _extend(session: Session, stage: str, plan: GraphPlan, features: FeatureSet)
 def _prepare(
     session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, features: FeatureSet
 ) -> GraphPlan:
-    """Find out how many lists must be probed; with `auto`, give lists up if it is too many."""
+    """Find how many lists must be probed; with `auto`, compare all rows if they are too many."""
     for tasks in preparation(plan, features.parts):
         receipts = _do(session, stage, settings, tasks)
     if plan.search == "ivf":
         (tuned,) = receipts
         log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
         if settings.graph == "auto" and tuned["probe"] > _WORTHWHILE * tuned["lists"]:
-            log.info("%s: that is too many to gain by, so all rows are compared", stage)
+            log.info(
+                "%s: probing that many lists would not be faster; comparing all rows instead", stage
+            )
             return exact_instead(session.workspace, stage, plan, features)
     return plan
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet, feature_files
 from g2is_ray.graph import plan as graph_plan
 from g2is_ray.graph.builder import GraphBuilder, faiss_index
-from g2is_ray.graph.plan import GraphTask, extend_plan, make_plan, read_plan, steps, write_plan
+from g2is_ray.graph.plan import (
+    GraphTask,
+    comparison,
+    extend_plan,
+    make_plan,
+    preparation,
+    read_plan,
+    write_plan,
+)
 from g2is_ray.graph.recall import measure_recall
 from g2is_ray.graph.search import check_neighbors, knn_graph, require_faiss
 from g2is_ray.workspace.workspace import Workspace
@@ -122,7 +131,7 @@ def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers
 def finish(workspace, stage, settings, plan, gradients, shuffle=False, workers=1):
     """What is left of a graph; returns its plan."""
     builders = [GraphBuilder(workspace, stage, settings) for _ in range(workers)]
-    for tasks in steps(plan, gradients.parts):
+    for tasks in chain(preparation(plan, gradients.parts), comparison(plan, gradients.parts)):
         left = [task for task in tasks if not workspace.receipt(stage, task.piece)]
         for i, task in enumerate(left[::-1] if shuffle else left):
             builders[i % workers].do(task)

@@ -32,7 +32,7 @@ def cosine(c: np.ndarray, rows: np.ndarray) -> float:
 
 
 def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple]:
-    """Picks as (row, component, step, neighbors passed over by rule), all anew at every step."""
+    """Picks as (row, component, step, neighbors passed over by rule), recomputed at every step."""
     x = x.astype(np.float64)
     picks: list[tuple] = []
     rows: list[int] = []
