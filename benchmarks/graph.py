@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from workload import product_rate
 from g2is_ray.config import GraphSettings
 from g2is_ray.features.store import FeatureSet, feature_files
 from g2is_ray.graph.builder import GraphBuilder
-from g2is_ray.graph.plan import make_plan, read_plan, steps, write_plan
+from g2is_ray.graph.plan import comparison, make_plan, preparation, read_plan, write_plan
 from g2is_ray.graph.recall import measure_recall, sample_neighbors
 from g2is_ray.graph.search import require_faiss
 from g2is_ray.workspace.workspace import Workspace, part_name
@@ -75,7 +76,7 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
     write_plan(workspace, stage, plan, gradients)
     builder = GraphBuilder(workspace, stage, settings)
     times: Counter[str] = Counter()
-    for tasks in steps(plan, gradients.parts):
+    for tasks in chain(preparation(plan, gradients.parts), comparison(plan, gradients.parts)):
         for task in tasks:
             began = time.perf_counter()
             facts = builder.do(task)

@@ -29,8 +29,10 @@ from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet, feature_files
 from g2is_ray.features.vectors import normalize
 from g2is_ray.selection.budget import row_budget
-from g2is_ray.selection.selection import Selection, carry_out, knowledge_of
-from g2is_ray.selector.walk import align
+from g2is_ray.selection.scan import scan
+from g2is_ray.selector.interface import Pool, Target
+from g2is_ray.selector.picks import Selection
+from g2is_ray.selector.walking import GradientWalk
 from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import Workspace, part_name
 
@@ -179,20 +181,20 @@ class Clock:
 
 
 def walked(
-    folder: Path, x: FeatureSet, target: np.ndarray, settings: WalkSettings
+    folder: Path, x: FeatureSet, target: np.ndarray, settings: WalkSettings, fraction: float
 ) -> tuple[Selection, float]:
     """The selection, and the processor seconds it took, its pass over the pool included."""
     clock = Clock()
     neighbors = map_neighbors(Workspace(str(folder)), "graph")
-    knowledge = knowledge_of(target, x.dimensions, settings)
-    [along], valid = align(x, [knowledge.directions])
+    walk, wanted = GradientWalk(settings), Target(features=target, texts=[], subtasks=[])
+    products, valid = scan(x, [walk.directions(wanted)])
     passed, _ = clock.read()
-    budget = row_budget(len(x), settings.fraction)
-    selection = carry_out(knowledge, x, neighbors, along, valid, settings, budget)
+    pool = Pool(free=valid, features=x, neighbors=neighbors)
+    selection = walk.select(pool, [wanted], products, row_budget(len(x), fraction))
     wall, processor = clock.read()
     steps = Counter(pick.step for pick in selection.picks)
     print(
-        f"{len(selection.picks)} of {len(x)} rows, {len(selection.budgets)} components, "
+        f"{len(selection.picks)} of {len(x)} rows, {selection.details['components']} components, "
         f"{dict(steps)}: {wall:.1f} s ({processor:.1f} s of processor time), of which "
         f"{passed:.1f} s for the pass over the pool",
         flush=True,
@@ -203,12 +205,14 @@ def walked(
 def fallbacks(given: argparse.Namespace) -> None:
     """A case where most picks are fallbacks, beside the yardstick."""
     x, target = prepared(given.folder, 50_000, 1024, 2, 1)
-    settings = WalkSettings(fraction=0.05, pca="centered", orient=False)
-    selection, own = walked(given.folder, x, target, settings)
+    settings = WalkSettings(pca="centered", orient=False)
+    selection, own = walked(given.folder, x, target, settings, 0.05)
     lists = map_neighbors(Workspace(str(given.folder)), "graph")
     arrays = x.read_all(), lists.take(np.arange(len(x)))
-    components, clock, rows = selection.knowledge.components, Clock(), list[int]()
-    for row in published(*arrays, components, selection.budgets, settings.delta):
+    wanted = Target(features=target, texts=[], subtasks=[])
+    components, clock, rows = GradientWalk(settings).knowledge(wanted).components, Clock(), []
+    budgets = [one["budget"] for one in selection.details["per_component"]]
+    for row in published(*arrays, components, budgets, settings.delta):
         rows.append(row)
         if len(rows) % 250 == 0 or len(rows) == len(selection.rows):
             wall, processor = clock.read()
@@ -224,8 +228,8 @@ def fallbacks(given: argparse.Namespace) -> None:
 def large(given: argparse.Namespace) -> None:
     """A million rows from files, for components with and without the target's mean in them."""
     x, target = prepared(given.folder, 1_000_000, 1024, 64, 32)
-    walked(given.folder, x, target, WalkSettings(fraction=0.01))
-    walked(given.folder, x, target, WalkSettings(fraction=0.01, pca="centered", orient=False))
+    walked(given.folder, x, target, WalkSettings(), 0.01)
+    walked(given.folder, x, target, WalkSettings(pca="centered", orient=False), 0.01)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"at most {peak:.2f} GiB resident, pages of the mapped files among them")
 
@@ -235,9 +239,8 @@ def scaling(given: argparse.Namespace) -> None:
     x, target = prepared(given.folder, 1_000_000, 1024, 64, 32)
     points = []
     for budget in (2500, 7500, 12_500, 17_500):
-        settings = WalkSettings(fraction=budget / len(x))
         products = Products()
-        _, seconds = walked(given.folder, x, target, settings)
+        _, seconds = walked(given.folder, x, target, WalkSettings(), budget / len(x))
         products.stop()
         points.append((products.formed, seconds))
         print(f"budget {budget}: {products.formed:,} dot products", flush=True)

@@ -23,9 +23,10 @@ from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.selection.budget import row_budget
-from g2is_ray.selection.selection import Selection, carry_out, knowledge_of
-from g2is_ray.selector.knowledge import CoreKnowledge
-from g2is_ray.selector.walk import Neighbors, PassedOver, align
+from g2is_ray.selection.scan import scan
+from g2is_ray.selector.interface import Neighbors, Pool, Target
+from g2is_ray.selector.picks import PassedOver, Pieces, Selection
+from g2is_ray.selector.walking import GradientWalk
 from g2is_ray.workspace.layout import POOL, graph_stage
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 
@@ -58,7 +59,7 @@ class Ablation:
     settings: WalkSettings
 
 
-def ablations(targets: list[str], fraction: float) -> Iterator[Ablation]:
+def ablations(targets: list[str]) -> Iterator[Ablation]:
     values, rows = dict(PUBLISHED), {}
     for name, change in STEPS.items():
         values |= change
@@ -66,15 +67,17 @@ def ablations(targets: list[str], fraction: float) -> Iterator[Ablation]:
     rows |= {name: RECOMMENDED | change for name, change in OPTIONS.items()}
     for target in targets:
         for name, own in rows.items():
-            settings = build(WalkSettings, {**own, "fraction": fraction})
+            settings = build(WalkSettings, own)
             yield Ablation(target=target, name=name, center=own["center"], settings=settings)
 
 
 class Walks:
     """All ablations, after one pass over the pool with its mean subtracted and one without."""
 
-    def __init__(self, held: Workspace, features: Features, rows: list[Ablation]) -> None:
-        self._features = features
+    def __init__(
+        self, held: Workspace, features: Features, rows: list[Ablation], fraction: float
+    ) -> None:
+        self._features, self._fraction = features, fraction
         self.selections: dict[tuple[str, str], Selection] = {}
         for center in (False, True):
             self._walk(held, center, [row for row in rows if row.center == center])
@@ -82,14 +85,16 @@ class Walks:
     def _walk(self, held: Workspace, center: bool, rows: list[Ablation]) -> None:
         x = FeatureSet(held, self._features, center=center)
         neighbors = graph(held, x, center)
-        known: list[CoreKnowledge] = [
-            knowledge_of(x.of_target(row.target), x.dimensions, row.settings) for row in rows
-        ]
-        alongs, valid = align(x, [each.directions for each in known])
-        for row, knowledge, along in zip(rows, known, alongs, strict=True):
-            budget = row_budget(len(x), row.settings.fraction)
-            self.selections[row.target, row.name] = carry_out(
-                knowledge, x, neighbors, along, valid, row.settings, budget, label=row.name
+        walks = [GradientWalk(row.settings) for row in rows]
+        targets = [Target(features=x.of_target(row.target), texts=[], subtasks=[]) for row in rows]
+        products, valid = scan(
+            x, [walk.directions(one) for walk, one in zip(walks, targets, strict=True)]
+        )
+        pool = Pool(free=valid, features=x, neighbors=neighbors)
+        budget = row_budget(len(x), self._fraction)
+        for row, walk, target, own in zip(rows, walks, targets, products, strict=True):
+            self.selections[row.target, row.name] = walk.select(
+                pool, [target], [own], budget, Pieces(label=row.name)
             )
 
 
@@ -116,7 +121,7 @@ class Measures:
 
     def line(self, name: str, selection: Selection, target: str, mean_d: np.ndarray) -> list[str]:
         """The numbers of one row of the table, as text."""
-        components = selection.summary()["per_component"]
+        components = selection.details["per_component"]
         x_sd = self._x.take(np.array(selection.rows))
         cosines_ss = x_sd @ x_sd.T
         pairs = cosines_ss[np.triu_indices(len(x_sd), 1)]
@@ -149,8 +154,11 @@ def main() -> None:
     given = parser.parse_args()
     held = Workspace(given.workspace)
     targets = given.targets or held.names("targets")
-    rows = list(ablations(targets, given.fraction))
-    walks, measures = Walks(held, given.features, rows), Measures(held, given.features)
+    rows = list(ablations(targets))
+    walks, measures = (
+        Walks(held, given.features, rows, given.fraction),
+        Measures(held, given.features),
+    )
     for target in targets:
         mean_d = measures.mean(target)
         print(f"\n{target}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")

@@ -31,32 +31,6 @@ Text = Annotated[str, Field(min_length=1)]
 Features = Literal["gradients", "embeddings"]
 
 WALK, PAPER = "walk", "paper"
-SELECTORS = (
-    "facility-location",
-    WALK,
-    "random",
-    "less",
-    "less-round-robin",
-    "gist",
-    "graph-diverse",
-    "rds",
-    "tfidf",
-    "bm25",
-)
-"""Selectors that come with g2is-ray; `registry` has their classes."""
-
-_OWN_SELECTOR = re.compile(r"[^:=,]+:[A-Za-z_]\w*")
-
-
-def is_own(selector: str) -> bool:
-    """Whether a selector is a user's own, named as FILE.py:CLASS or MODULE:CLASS."""
-    return _OWN_SELECTOR.fullmatch(selector) is not None
-
-
-def _check_selector(name: str) -> str:
-    if name in SELECTORS or is_own(name):
-        return name
-    raise ValueError(f"should be {', '.join(SELECTORS)}, or FILE.py:CLASS for one of your own")
 
 
 def _check_date(date: str) -> str:
@@ -202,11 +176,21 @@ class GraphSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class WalkSettings:
-    """Budget and walk"""
+class BudgetSettings:
+    """Budget"""
 
     fraction: Share = 0.01
     """Fraction of the pool to select, in (0, 1]."""
+    budget_tokens: Annotated[int, Field(ge=0)] = 0
+    """Budget in supervised tokens, in place of fraction; 0 means fraction. The loss is on
+    supervised tokens only, so selections of equal budgets train on equally many tokens. Picking
+    ends before the first row that does not fit."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WalkSettings:
+    """Walk"""
+
     delta: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Minimum fraction of the previous |cos(sum of picks, component)| that a step must keep."""
     explained_variance: Share = 0.5
@@ -220,26 +204,6 @@ class WalkSettings:
     gradient. A smaller fraction drifts less and picks more like the selector less (paper: 1)."""
     on_exhausted: Literal["stop", "restart"] = "restart"
     """If no row qualifies, stop below the budget (paper), or restart at the next anchor."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SelectorSettings:
-    """Selection"""
-
-    selector: Annotated[str, AfterValidator(_check_selector)] = "facility-location"
-    """Selector: facility-location, walk, random, less, less-round-robin, gist, graph-diverse, rds,
-    tfidf, bm25, or a class of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
-    budget_tokens: Annotated[int, Field(ge=0)] = 0
-    """Budget in supervised tokens, in place of fraction; 0 means fraction. The loss is on
-    supervised tokens only, so selections of equal budgets train on equally many tokens. Picking
-    ends before the first row that does not fit."""
-    allow_overlap: bool = False
-    """Also select rows of the pool that are like test rows, although losses then measure what the
-    model has memorized. By default such rows are left out; `g2is ingest` lists them."""
-    subtask_field: Text = "subtask"
-    """Column with the subtask of a target's row. less, gist, graph-diverse and facility-location
-    take the mean within a subtask and the maximum over subtasks. A target without this column is
-    one subtask."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -454,8 +418,13 @@ def as_dict(*settings: Any) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for one in settings:
         for name, value in dataclasses.asdict(one).items():
-            merged[name] = list(value) if isinstance(value, tuple) else value
+            merged[name] = [_plain(v) for v in value] if isinstance(value, tuple) else _plain(value)
     return merged
+
+
+def _plain(value: Any) -> Any:
+    """The value, or MODULE:CLASS in place of a class."""
+    return f"{value.__module__}:{value.__name__}" if isinstance(value, type) else value
 
 
 def flag(name: str) -> str:

@@ -112,10 +112,9 @@ def _call(command: str, workspace: str | os.PathLike[str], settings: Mapping[str
     for name in settings:
         if name not in known:
             raise SettingError(_unknown(command, name, known))
-    values = {name: _as_given(name, value) for name, value in settings.items()}
     place = os.fspath(workspace)
     line = (command, "--workspace", place)
-    return perform(command, as_lists(values) | {"workspace": place}, line)
+    return perform(command, as_lists(settings) | {"workspace": place}, line)
 
 
 def _unknown(command: str, name: str, known: set[str]) -> str:
@@ -124,16 +123,3 @@ def _unknown(command: str, name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"`g2is {command} --help` lists all"
     return f"{command} has no setting {name}; {hint}"
-
-
-def _as_given(name: str, value: Any) -> Any:
-    """The value of a setting, with the names of selectors in place of their classes."""
-    if name not in ("selector", "baselines", "methods"):
-        return value
-    from g2is_ray.selector.registry import name_of
-
-    if isinstance(value, type):
-        return name_of(value)
-    if isinstance(value, (list, tuple)):
-        return [name_of(one) if isinstance(one, type) else one for one in value]
-    return value

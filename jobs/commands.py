@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from g2is_ray.config import (
+    BudgetSettings,
     EvaluateSettings,
     ExecutionSettings,
     GradientSettings,
@@ -19,7 +20,6 @@ from g2is_ray.config import (
     PoolSettings,
     RedoSettings,
     SeedSettings,
-    SelectorSettings,
     TargetSettings,
     TuneSettings,
     WalkSettings,
@@ -28,7 +28,7 @@ from g2is_ray.config import (
 )
 from g2is_ray.data.export import ExportSettings
 from g2is_ray.errors import InputError, SettingError
-from g2is_ray.selector.methods import BaselineSettings, CompareSettings
+from g2is_ray.selector.methods import BaselineSettings, CompareSettings, SelectorSettings
 from jobs import startup
 from jobs.settings import INGEST, RUN
 from jobs.submit import SubmitSettings
@@ -89,6 +89,7 @@ COMMANDS = {
             TargetSettings,
             GraphSettings,
             SelectorSettings,
+            BudgetSettings,
             WalkSettings,
             JointSettings,
             BaselineSettings,
@@ -115,6 +116,7 @@ COMMANDS = {
             CompareSettings,
             GraphSettings,
             SelectorSettings,
+            BudgetSettings,
             WalkSettings,
             LoraSettings,
             TuneSettings,

@@ -15,24 +15,24 @@ from actors.workers import TrialOrder, TrialWorker
 from g2is_ray.comparison.comparison import Comparison, Trials, collect
 from g2is_ray.comparison.trials import Trial
 from g2is_ray.config import (
+    BudgetSettings,
     EvaluateSettings,
     SeedSettings,
-    SelectorSettings,
     TuneSettings,
-    WalkSettings,
+    as_dict,
 )
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import SettingError
 from g2is_ray.report.comparison_page import render_comparison
 from g2is_ray.selection.budget import token_budget
+from g2is_ray.selection.task import Task
 from g2is_ray.selector.methods import CompareSettings, Method, methods_of
 from g2is_ray.training.plans import tuning_plan
 from g2is_ray.workspace.layout import POOL, comparison_file, comparison_stage
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
 from jobs.parts import StageWorkers
-from jobs.selection import make_selections
-from jobs.selection_tasks import Task, task_of
+from jobs.selection import make_selections, task_of
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,8 @@ def _check(session: Session, settings: CompareSettings, methods: Sequence[Method
 def _budget(session: Session, tokens: NDArray[np.int64]) -> int:
     """Return how many supervised tokens each method may select; the rows have `tokens` [n]."""
     stages = [f"selections/{target}" for target in session.targets()]
-    chosen = session.settings(SelectorSettings, *stages)
-    fraction = session.settings(WalkSettings, *stages).fraction
-    return token_budget(tokens, chosen.budget_tokens or int(fraction * tokens.sum())).amount
+    given = session.settings(BudgetSettings, *stages)
+    return token_budget(tokens, given.budget_tokens or int(given.fraction * tokens.sum())).amount
 
 
 def _tasks(
@@ -98,7 +97,8 @@ def _tasks(
     """Return a method's selection task for each seed; all equal if its selector ignores seeds."""
     stage = f"{comparison_stage(amount, target)}/selections/{method.name}"
     task = task_of(session, target, method, stage=stage)
-    task = dataclasses.replace(task, chosen=dataclasses.replace(task.chosen, budget_tokens=amount))
+    budget = dataclasses.replace(task.budget, budget_tokens=amount)
+    task = dataclasses.replace(task, budget=budget, remember={**task.remember, **as_dict(budget)})
     return [
         dataclasses.replace(
             task,

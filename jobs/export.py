@@ -10,6 +10,7 @@ from g2is_ray.config import build
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.data.export import ExportSettings, conversations, write_selections
 from g2is_ray.errors import InputError, SettingError
+from g2is_ray.selection.files import selected_rows
 from g2is_ray.workspace.layout import POOL
 from g2is_ray.workspace.storage import Storage
 from g2is_ray.workspace.workspace import Workspace
@@ -45,9 +46,7 @@ def _names(workspace: Workspace, wanted: str | None) -> list[str]:
 
 
 def _rows(session: Session, name: str) -> list[int]:
-    from jobs.selection import selected_rows
-
-    rows = selected_rows(session, name)
+    rows = selected_rows(session.workspace, name)
     if not rows:
         raise InputError(f"selections/{name} is empty, so there is nothing to export")
     return rows

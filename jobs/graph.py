@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,44 +28,57 @@ from g2is_ray.graph.plan import (
 )
 from g2is_ray.graph.recall import measure_recall
 from g2is_ray.graph.search import check_neighbors, require_faiss
-from g2is_ray.selector.methods import BaselineSettings, Method, methods_of
-from g2is_ray.selector.registry import graph_read, needs_graph, reads_of
+from g2is_ray.selector.methods import BaselineSettings, methods_of
+from g2is_ray.selector.registry import reads_of
 from g2is_ray.workspace.layout import GRAPH_KINDS, graph_stage
 from jobs.parts import StageWorkers
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
 
-_WORTHWHILE = 0.5  # share of all lists; probing more takes longer than comparing all rows
+_WORTHWHILE = 0.5  # share of the lists; probing more is slower than comparing all rows
 
 
 def graph_settings(session: Session, target: str = "") -> GraphSettings:
-    """Graph settings in force, as the target's selection or a graph was made with."""
-    graphs = [graph_stage(*kind) for kind in GRAPH_KINDS]
-    begun = [stage for stage in graphs if stage in session.workspace.stages()]
+    """Graph settings in force, as the target's selection, a graph or a selection was made with."""
+    known = session.workspace.stages()
+    graphs = [stage for kind in GRAPH_KINDS if (stage := graph_stage(*kind)) in known]
+    made = graphs + [f"selections/{name}" for name in _selections(session)]
     stages = [f"selections/{target}"] if target else []
-    return session.settings(GraphSettings, *stages, *begun[:1])
+    return session.settings(GraphSettings, *stages, *made[:1])
+
+
+def _selections(session: Session) -> list[str]:
+    """Targets, or joint, that the workspace knows a selection for."""
+    begun = (stage.partition("/") for stage in session.workspace.stages())
+    return [name for folder, _, name in begun if folder == "selections" and "@" not in name]
 
 
 def graph(session: Session) -> None:
-    """Write the graph; and others, if a baseline reads them or if they were outgrown."""
+    """Write the graph in force, those that baselines read, and those that the pool outgrew."""
     settings = graph_settings(session)
-    baselines = methods_of("baselines", session.settings(BaselineSettings, "pool").baselines)
-    others = [one for method in baselines if (one := _read_by(method, settings))]
-    others += [
+    wanted = [settings]
+    for main in _selections(session) or [""]:
+        remembered = [f"selections/{main}"] if main else []
+        baselines = session.settings(BaselineSettings, *remembered).baselines
+        own = graph_settings(session, main)
+        wanted += [
+            method.applied(own)
+            for method in methods_of("baselines", baselines)
+            if "graph" in reads_of(method.selector)
+        ]
+    wanted += [
         dataclasses.replace(settings, center=center, features=features)
         for center, features in GRAPH_KINDS
         if session.workspace.outgrown(graph_stage(center, features))
     ]
-    for one in dict.fromkeys([settings, *others]):
-        _write(session, one)
+    write_graphs(session, wanted)
 
 
-def _read_by(method: Method, settings: GraphSettings) -> GraphSettings | None:
-    """The graph that a method reads, or whose mean it subtracts, if any."""
-    reads = reads_of(method.selector)
-    own = graph_read(reads, method.applied(settings))
-    return own if needs_graph(reads, own) else None
+def write_graphs(session: Session, wanted: Iterable[GraphSettings]) -> None:
+    """Write these graphs, each once, as far as they are not done."""
+    for settings in dict.fromkeys(wanted):
+        _write(session, settings)
 
 
 def _write(session: Session, settings: GraphSettings) -> None:
@@ -79,7 +92,7 @@ def _write(session: Session, settings: GraphSettings) -> None:
     decides = as_dict(settings) | {"mean_rows": mean_rows}  # another mean makes another graph
     del decides["features"]  # the stage's name and its input say them
     session.begin(stage, inputs=[kind], facts=decides, remember=as_dict(settings), grown="extend")
-    features = FeatureSet(workspace, kind, center=settings.center)
+    features = FeatureSet(workspace, kind, center=settings.center, of_graph=True)
     if plan is None:
         plan = _plan(session, stage, settings, features)
     elif plan.parts < features.parts:
@@ -127,15 +140,17 @@ def _plan(session: Session, stage: str, settings: GraphSettings, features: Featu
 
 
 def _extend(session: Session, stage: str, plan: GraphPlan, features: FeatureSet) -> GraphPlan:
-    log.info("%s: %d parts more", stage, features.parts - plan.parts)
+    log.info("%s: extending by %d parts", stage, features.parts - plan.parts)
     if features.mean is not None:
         now = features.pool_mean()
         moved = np.linalg.norm(now - features.mean) / np.linalg.norm(now)
         log.info(
-            "%s: stays centered on the mean of its first %d rows; the pool's is %.1f %% off by now",
+            "%s: stays centered on the mean of its first %d rows, which is %.1f%% off the pool's "
+            "mean; run `%s` to center it on the pool's",
             stage,
             plan.mean_rows,
             100 * moved,
+            session.redo_command([stage]),
         )
     return extend_plan(
         session.workspace,
@@ -155,14 +170,16 @@ def _prepare(
     plan: GraphPlan,
     features: FeatureSet,
 ) -> GraphPlan:
-    """Find out how many lists must be probed; with `auto`, give lists up if it is too many."""
+    """Find how many lists must be probed; with `auto`, compare all rows if they are too many."""
     for tasks in preparation(plan, features.parts):
         receipts = _do(workers, stage, tasks)
     if plan.search == "ivf":
         (tuned,) = receipts
         log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
         if settings.graph == "auto" and tuned["probe"] > _WORTHWHILE * tuned["lists"]:
-            log.info("%s: that is too many to gain by, so all rows are compared", stage)
+            log.info(
+                "%s: probing that many lists would not be faster; comparing all rows instead", stage
+            )
             return exact_instead(session.workspace, stage, plan, features)
     return plan
 

@@ -104,15 +104,20 @@ class SelectorKeywords(TypedDict, total=False):
     """Keywords of `SelectorSettings`."""
 
     selector: str | type[Selector]
-    budget_tokens: int
     allow_overlap: bool
     subtask_field: str
+
+
+class BudgetKeywords(TypedDict, total=False):
+    """Keywords of `BudgetSettings`."""
+
+    fraction: float
+    budget_tokens: int
 
 
 class WalkKeywords(TypedDict, total=False):
     """Keywords of `WalkSettings`."""
 
-    fraction: float
     delta: float
     explained_variance: float
     pca: Literal["centered", "uncentered"]
@@ -186,6 +191,7 @@ class RunArguments(
     GradientKeywords,
     GraphKeywords,
     SelectorKeywords,
+    BudgetKeywords,
     WalkKeywords,
     JointKeywords,
     BaselineKeywords,
@@ -203,6 +209,7 @@ class SelectArguments(
     TargetKeywords,
     GraphKeywords,
     SelectorKeywords,
+    BudgetKeywords,
     WalkKeywords,
     JointKeywords,
     BaselineKeywords,
@@ -222,6 +229,7 @@ class CompareArguments(
     MethodKeywords,
     GraphKeywords,
     SelectorKeywords,
+    BudgetKeywords,
     WalkKeywords,
     LoraKeywords,
     TuneKeywords,

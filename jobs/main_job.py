@@ -4,70 +4,89 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from g2is_ray.config import PoolSettings, WarmupSettings
 from g2is_ray.graph.search import check_neighbors, require_faiss
+from g2is_ray.selection.task import Task
+from g2is_ray.workspace.layout import POOL
 from jobs.embeddings import embeddings
 from jobs.evaluate import evaluate
 from jobs.gradients import gradients
-from jobs.graph import graph, graph_settings
+from jobs.graph import write_graphs
 from jobs.ingest import ingest, pool_settings
 from jobs.model import check_adapter
 from jobs.redo import redo
 from jobs.report import report
-from jobs.selection import check_budget, select_rows
-from jobs.selection_tasks import check_selectors, features_read, selection_names
+from jobs.selection import (
+    all_tasks,
+    check_budget,
+    check_selectors,
+    features_read,
+    graphs_read,
+    make_selections,
+    selection_names,
+)
 from jobs.session import Session
 from jobs.tune import tune
 from jobs.warmup import check_folders, warm_up
 
 
-def stages(session: Session) -> Iterator[Callable[[Session], object]]:
-    """In the order of work. Each does nothing when its work is done.
+def stages(tasks: Sequence[Task]) -> Iterator[tuple[str, Callable[[Session], object]]]:
+    """The names and jobs of a run, in the order of work. A job does nothing when its work is done.
 
-    Features that no selection, no baseline and no graph reads are left out.
+    Features and graphs are made only if some selection or baseline reads them.
     """
-    yield ingest
-    read = features_read(session)
+    yield "ingest", ingest
+    read = features_read(tasks)
     if "gradients" in read:
-        yield from (warm_up, gradients)
+        yield "warm_up", warm_up
+        yield "gradients", gradients
     if "embeddings" in read:
-        yield embeddings
-    yield from (graph, select_rows, tune, evaluate, report)
+        yield "embeddings", embeddings
+    if graphs := graphs_read(tasks):
+        yield "graph", partial(write_graphs, wanted=graphs)
+    yield "select_rows", partial(make_selections, tasks=tasks)
+    yield "tune", tune
+    yield "evaluate", evaluate
+    yield "report", report
 
 
 def run(session: Session) -> None:
     """Do every stage that is not done."""
     session.settings(PoolSettings)  # says first what is missing of it
-    require_faiss()
     check_folders(session)
     check_selectors(session)
-    _check_adapter(session)
+    tasks = all_tasks(session)
+    if graphs_read(tasks):
+        require_faiss()
+    _check_adapter(session, tasks)
     redo(session)
-    for stage in stages(session):
+    for name, job in stages(tasks):
         began = time.monotonic()
-        stage(session)
+        job(session)
         seconds = round(time.monotonic() - began, 3)
-        session.events.tell("job_done", {"job": stage.__name__, "seconds": seconds})
-        if stage is ingest:
-            _check_sizes(session)
+        session.events.tell("job_done", {"job": name, "seconds": seconds})
+        if name == "ingest":
+            _check_sizes(session, tasks)
 
 
-def _check_adapter(session: Session) -> None:
+def _check_adapter(session: Session, tasks: Sequence[Task]) -> None:
     """Refuse now what the warm-up and tuning would refuse after the pool is read."""
     if not session.workspace.finished("warmup"):
         warmed_up = not session.settings(WarmupSettings).warmup_from
-        gradients = warmed_up and "gradients" in features_read(session)
+        gradients = warmed_up and "gradients" in features_read(tasks)
         check_adapter(session, pool_settings(session)[0], gradients=gradients)
 
 
-def _check_sizes(session: Session) -> None:
-    """Refuse now what graph and walk would refuse after the hours that gradients take."""
-    rows = session.workspace.require("pool", "ingest")["rows"]
-    for target in selection_names(session):
-        check_neighbors(graph_settings(session, target).neighbors, rows)
-        check_budget(session, target)
+def _check_sizes(session: Session, tasks: Sequence[Task]) -> None:
+    """Refuse now what graph and selection would refuse after the hours that gradients take."""
+    rows = session.workspace.require(POOL, "ingest")["rows"]
+    for graph in graphs_read(tasks):
+        check_neighbors(graph.neighbors, rows)
+    for name in selection_names(session):
+        check_budget(session, name)
 
 
 if __name__ == "__main__":

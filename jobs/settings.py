@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from g2is_ray.config import (
+    BudgetSettings,
     EvaluateSettings,
     ExecutionSettings,
     GradientSettings,
@@ -17,20 +18,26 @@ from g2is_ray.config import (
     ReadSettings,
     RedoSettings,
     SeedSettings,
-    SelectorSettings,
     TargetSettings,
     TuneSettings,
     WalkSettings,
     WarmupSettings,
 )
-from g2is_ray.selector.methods import BaselineSettings
+from g2is_ray.selector.methods import BaselineSettings, SelectorSettings
 from g2is_ray.workspace.layout import GRADIENTS, GRAPH_KINDS, POOL, WARMUP, graph_stage
 
 INGEST = (ModelSettings, PoolSettings, TargetSettings, ReadSettings, SeedSettings, RedoSettings)
 RUN = (
     *INGEST,
     *(LoraSettings, WarmupSettings, GradientSettings, GraphSettings, SelectorSettings),
-    *(WalkSettings, JointSettings, BaselineSettings, TuneSettings, EvaluateSettings),
+    *(
+        BudgetSettings,
+        WalkSettings,
+        JointSettings,
+        BaselineSettings,
+        TuneSettings,
+        EvaluateSettings,
+    ),
     ExecutionSettings,
 )
 """Classes of the settings of `g2is ingest` and of `g2is run`, the main job."""
@@ -42,7 +49,14 @@ _REMEMBERED_BY: dict[str, tuple[type, ...]] = {
     "evaluations": (EvaluateSettings,),
     "tuned": (TuneSettings,),
     "selections": (
-        *(GraphSettings, SelectorSettings, WalkSettings, JointSettings, BaselineSettings),
+        *(
+            GraphSettings,
+            SelectorSettings,
+            BudgetSettings,
+            WalkSettings,
+            JointSettings,
+            BaselineSettings,
+        ),
     ),
     "graph": (GraphSettings,),
     GRADIENTS: (GradientSettings,),

@@ -21,10 +21,13 @@ def _in_order(workspace: Workspace) -> list[str]:
     begun = list(workspace.stages())
     targets = targets_in(workspace)
     stages = ["pool", *(s for s in begun if s.endswith(("/val", "/test")) or s == OVERLAP)]
-    stages += ["warmup", "gradients"]
-    stages += [f"targets/{name}/gradients" for name in targets]
+    # A selection that is begun has all that it reads; what is not there by then is not to do.
+    selected = any(stage.startswith("selections/") for stage in begun)
+    expected = ["warmup", "gradients", *(f"targets/{name}/gradients" for name in targets)]
+    stages += [stage for stage in expected if stage in begun or not selected]
     stages += [s for s in begun if s.endswith("embeddings")]
-    stages += [s for s in begun if s.startswith("graph/")] or ["graph"]
+    graphs = [s for s in begun if s.startswith("graph/")]
+    stages += graphs or ([] if selected else ["graph"])
     variants = dict.fromkeys(v for name in targets for v in variants_in(workspace, name) or [name])
     for folder in ("selections", "tuned"):
         stages += [f"{folder}/{variant}" for variant in variants]

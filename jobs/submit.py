@@ -130,7 +130,9 @@ def _files_of(settings: Mapping[str, Any]) -> list[str]:
     sources = [source for name in _FILES for source in _texts(settings.get(name, ()))]
     methods = [one for name in _METHODS for one in _texts(settings.get(name, ()))]
     selectors = [parse_method(text).selector for text in methods]
-    sources += [name.rpartition(":")[0] for name in selectors if ".py:" in name]
+    sources += [
+        name.rpartition(":")[0] for name in selectors if isinstance(name, str) and ".py:" in name
+    ]
     local = [s for s in sources if "://" not in s and not s.startswith(("/", "~"))]
     files = expand(local)
     for file in files:

@@ -6,11 +6,11 @@ import logging
 
 from g2is_ray.config import TuneSettings
 from g2is_ray.errors import SettingError
+from g2is_ray.selection.files import selected_rows
 from g2is_ray.training.plans import tuning_plan
 from g2is_ray.workspace.layout import variants_in
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
-from jobs.selection import selected_rows
 from jobs.session import Session
 from jobs.training import train_stage
 
@@ -31,7 +31,7 @@ def tune(session: Session) -> None:
 
 def _tune(session: Session, variant: str) -> None:
     workspace = session.workspace
-    rows = selected_rows(session, variant)
+    rows = selected_rows(session.workspace, variant)
     model, read, seed = pool_settings(session)
     stage = f"tuned/{variant}"
     lora = lora_settings(session, model, "warmup")

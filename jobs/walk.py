@@ -8,7 +8,17 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from g2is_ray.config import PRESETS, STRICT, Count, Text, WalkSettings, build, preset_values
+from g2is_ray.config import (
+    PRESETS,
+    STRICT,
+    BudgetSettings,
+    Count,
+    Share,
+    Text,
+    WalkSettings,
+    build,
+    preset_values,
+)
 from g2is_ray.errors import SettingError
 
 log = logging.getLogger(__name__)
@@ -28,6 +38,8 @@ class ArraySettings:
     """Neighbors of each row, where the graph is built."""
     center: bool = False
     """Subtract the mean pool gradient before normalizing, in walk and built graph."""
+    fraction: Share = BudgetSettings.fraction
+    """Share of the rows to select, in (0, 1]."""
     output: Text
     """Folder for selection.jsonl and summary.json."""
 
@@ -42,8 +54,12 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
     from g2is_ray.features.rows import ArrayRows
     from g2is_ray.features.vectors import mean_of_valid, normalize
     from g2is_ray.graph.search import knn_graph
+    from g2is_ray.selection.arrays import select_from
     from g2is_ray.selection.budget import row_budget
-    from g2is_ray.selection.selection import check_dimensions, pick_lines, select
+    from g2is_ray.selection.files import pick_lines
+    from g2is_ray.selection.scan import check_dimensions
+    from g2is_ray.selector.picks import Pieces
+    from g2is_ray.selector.walking import GradientWalk
     from g2is_ray.workspace.workspace import Workspace
 
     values = {**DEFAULTS, **preset_values(given.get("preset")), **given}
@@ -53,7 +69,7 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
     raw = gradients_from(arrays.train)
     target = gradients_from(arrays.target)
     check_dimensions(raw.shape[1], target)
-    row_budget(len(raw), settings.fraction)  # refused before the graph is built
+    budget = row_budget(len(raw), arrays.fraction)  # refused before the graph is built
     output = Workspace(arrays.output)
     x = normalize(raw, mean_of_valid(raw) if arrays.center else None)
     neighbors = (
@@ -61,8 +77,12 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
         if arrays.graph is None
         else neighbors_from(arrays.graph, len(x))
     )
-    selection = select(ArrayRows(x), neighbors, target, settings)
-    summary = selection.summary()
+    walk = GradientWalk(settings)
+    selection = select_from(walk, ArrayRows(x), neighbors, target, budget, Pieces(label="walk"))
+    chosen = len(selection.picks)
+    if chosen < budget.amount:
+        log.warning("walk: %d of %d picked: %s", chosen, budget.amount, selection.why_short)
+    summary = {"budget": budget.amount, "selected": chosen, **selection.details}
     output.write_bytes("selection.jsonl", pick_lines(selection.picks))
     output.write_json("summary.json", summary)
     log.info(

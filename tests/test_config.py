@@ -8,11 +8,11 @@ import pytest
 from g2is_ray import config
 from g2is_ray.config import (
     PRESETS,
+    BudgetSettings,
     ExecutionSettings,
     GraphSettings,
     ModelSettings,
     PoolSettings,
-    SelectorSettings,
     WalkSettings,
     as_dict,
     build,
@@ -25,7 +25,7 @@ from g2is_ray.selector import methods
 
 OWNERS = {**vars(config), **vars(methods)}
 STAGES = [cls for name, cls in OWNERS.items() if name.endswith("Settings")]
-PRESET_OF = (SelectorSettings, GraphSettings, WalkSettings)
+PRESET_OF = (methods.SelectorSettings, GraphSettings, WalkSettings)
 REQUIRED = {"model": "m", "pool": ["p.jsonl"]}
 
 
@@ -124,7 +124,7 @@ def test_checking_early_does_not_ask_for_what_may_come_later():
     ("text", "value"), [("1", 1.0), ("0.01", 0.01), ("2e-2", 0.02), (1, 1.0)], ids=str
 )
 def test_numbers_may_be_texts_as_flags_give_them(text, value):
-    assert build(WalkSettings, {"fraction": text}).fraction == value
+    assert build(BudgetSettings, {"fraction": text}).fraction == value
 
 
 def test_values_of_other_stages_are_passed_over():

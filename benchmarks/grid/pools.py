@@ -12,17 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g2is_ray.config import WALK, GraphSettings, WalkSettings
+from g2is_ray.config import GraphSettings
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.graph.search import Nearest, on_device, search_exactly
 from g2is_ray.models import loading
-from g2is_ray.selection.budget import Budget as Amount
 from g2is_ray.selection.budget import row_budget, token_budget
-from g2is_ray.selection.selection import Aim, carry_out, choose, knowledge_of
+from g2is_ray.selection.scan import scan
+from g2is_ray.selector.budget import Budget as Amount
 from g2is_ray.selector.interface import Pool, Target
 from g2is_ray.selector.methods import Method, parse_method
 from g2is_ray.selector.registry import find, graph_read, reads_features
-from g2is_ray.selector.walk import align
 from grid.data import Row
 from grid.design import METHODS, Budget, Cell
 from grid.features import Source
@@ -54,7 +53,7 @@ class CellPool:
     def select(self, name: str, budget: Budget, seed: int) -> NDArray[np.int64]:
         """Rows of the union that a method picks, in order; kept for the next time."""
         method = parse_method(METHODS[name])
-        reads_seed = method.selector != WALK and "seed" in find(method.selector).reads
+        reads_seed = "seed" in find(method.selector).reads
         file = self._source.folder / "selections" / str(self._cell) / str(budget)
         file /= f"{name}-{seed}.npy" if reads_seed else f"{name}.npy"
         if not file.exists():
@@ -64,9 +63,9 @@ class CellPool:
 
     def _picks(self, method: Method, amount: Amount, seed: int) -> list[int]:
         graph = method.applied(GraphSettings(neighbors=self._source.settings.neighbors))
-        if method.selector == WALK:
-            return self._walk(method, graph, amount)
-        selector = find(method.selector)()
+        kind = find(method.selector)
+        own = kind.settings_class
+        selector = kind(method.applied(own())) if own else kind()  # type: ignore[call-arg]
         graph, reads = graph_read(selector.reads, graph), selector.reads
         target = Target(features=np.empty((0, 0), np.float32), texts=[], subtasks=[])
         rows = self._source.data.select[self._cell.target]
@@ -78,23 +77,16 @@ class CellPool:
         if reads_features(reads):
             x, features = self._x(graph), self._of_target(graph)
             target = dataclasses.replace(target, features=features, subtasks=[""] * len(rows))
-            [products], given["free"] = align(ArrayRows(x), [selector.directions(target)])
+            given["features"] = ArrayRows(x)
+            directions = [selector.directions(target)]
+            [products], given["free"] = scan(given["features"], directions)
         if "graph" in reads:
             given["neighbors"], given["similarities"] = self._graph(graph)
         if "tokens" in reads:
             given["tokens"] = self.tokens
         if "seed" in reads:
             given["seed"] = seed
-        picks = choose(selector, Pool(**given), [Aim(target=target, products=products)], amount)
-        return [pick.row for pick in picks]
-
-    def _walk(self, method: Method, graph: GraphSettings, amount: Amount) -> list[int]:
-        settings = method.applied(WalkSettings())
-        x = ArrayRows(self._x(graph))
-        known = knowledge_of(self._of_target(graph), x.dimensions, settings)
-        [along], valid = align(x, [known.directions])
-        found = carry_out(known, x, self._graph(graph)[0], along, valid, settings, amount)
-        return found.rows
+        return selector.select(Pool(**given), [target], [products], amount).rows
 
     def _texts(self) -> Iterator[str]:
         union = self._source.data.union

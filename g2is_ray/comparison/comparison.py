@@ -16,8 +16,8 @@ from g2is_ray.comparison.significance import CONFIDENCE, Interval, paired_interv
 from g2is_ray.comparison.trials import Trial, read_scores
 from g2is_ray.contamination.stage import notes, rows_like_tests_if_compared
 from g2is_ray.data.examples import ExampleSet
+from g2is_ray.selection.files import read_rows
 from g2is_ray.selection.lift import own_share
-from g2is_ray.selection.selection import read_rows
 from g2is_ray.workspace.layout import OVERLAP, POOL, model_name
 from g2is_ray.workspace.provenance import now, this_machine
 from g2is_ray.workspace.workspace import Workspace

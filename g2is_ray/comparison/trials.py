@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from g2is_ray.config import EvaluateSettings, ExecutionSettings, ModelSettings, TrainingPlan
 from g2is_ray.models import loading
-from g2is_ray.selection.selection import read_rows
+from g2is_ray.selection.files import read_rows
 from g2is_ray.training.evaluation import Evaluation, Scores
 from g2is_ray.training.tuning import TunedModel
 from g2is_ray.workspace import scratch

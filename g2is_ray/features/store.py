@@ -3,6 +3,11 @@
 A row's feature is its gradient or its embedding. From these files `normalize(norm * row - mean)`
 can be formed when reading, so one pass over the pool serves both the published and the centered
 method.
+
+The mean is that of all valid rows of the pool, formed from the sums of its parts. A centered graph
+keeps the mean that it was begun with: another mean would change every edge. So once the pool has
+grown, what reads the graph subtracts the graph's mean, and what reads features alone subtracts the
+mean of the pool as it is now.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from g2is_ray.workspace.layout import graph_stage
 from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace, part_name
 
-MEAN = "mean.npy"  # of a centered graph: what is subtracted from all rows
+MEAN = "mean.npy"  # file in a centered graph's folder: the mean that the graph subtracts
 
 
 def feature_files(part: int, features: NDArray[np.float32]) -> dict[str, bytes]:
@@ -41,9 +46,15 @@ class FeatureSet:
 
     `take` and `blocks` (see `rows.Rows`) map the part files and form rows as they are asked
     for; only norms and mean are held.
+
+    Args:
+        center: subtract the mean of the pool, whose features these must be.
+        of_graph: subtract the mean of the centered graph, if there is one, in place of the pool's.
     """
 
-    def __init__(self, workspace: Workspace, stage: str, *, center: bool = False) -> None:
+    def __init__(
+        self, workspace: Workspace, stage: str, *, center: bool = False, of_graph: bool = False
+    ) -> None:
         self._workspace = workspace
         self.stage = stage
         self.kind: Features = "embeddings" if stage.endswith("embeddings") else "gradients"
@@ -57,20 +68,18 @@ class FeatureSet:
             raise workspace.damaged(f"{stage}/{STAGE_RECEIPT}.json")
         self.first_rows = np.cumsum([0, *self.part_rows])
         self._norms = np.concatenate(norms)
-        self.mean = self._center() if center else None  # float64 [d], of the pool
+        self.mean: NDArray[np.float64] | None = None  # [d], subtracted from all rows
+        if center:
+            kept = self.graph_mean() if of_graph else None
+            self.mean = self.pool_mean() if kept is None else kept
 
     def _array(self, part: int, kind: str = "") -> NDArray[Any]:
         return self._workspace.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")
 
-    def _center(self) -> NDArray[np.float64]:
-        """The mean that the centered graph was begun with; the pool's, if there is none yet.
-
-        A pool that grows keeps it, because another mean would change every row.
-        """
+    def graph_mean(self) -> NDArray[np.float64] | None:
+        """Mean feature [d] that the centered graph was begun with, if there is such a graph."""
         path = f"{graph_stage(True, self.kind)}/{MEAN}"
-        if self._workspace.exists(path):
-            return self._workspace.read_array(path)
-        return FeatureSet(self._workspace, self.kind).pool_mean()
+        return self._workspace.read_array(path) if self._workspace.exists(path) else None
 
     def pool_mean(self) -> NDArray[np.float64]:
         """Mean feature [d] of all valid rows of the stage, which is the pool's."""
@@ -123,9 +132,10 @@ class FeatureSet:
         Embeddings of target and pool are alike, so they are centered alike. A target's gradients
         lack the momentum that the pool's share, so the pool's mean is none of theirs.
         """
-        center = self.mean is not None and self.kind == "embeddings"
-        stage = f"targets/{name}/{self.kind}"
-        return FeatureSet(self._workspace, stage, center=center).read_all()
+        own = FeatureSet(self._workspace, f"targets/{name}/{self.kind}")
+        if self.kind == "embeddings":
+            own.mean = self.mean
+        return own.read_all()
 
     def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Unit rows [m, d] in the order given."""

@@ -49,7 +49,9 @@ class GraphBuilder:
         assert plan is not None
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._settings = settings
-        self._features = FeatureSet(workspace, settings.features, center=settings.center)
+        self._features = FeatureSet(
+            workspace, settings.features, center=settings.center, of_graph=True
+        )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._held: tuple[int, Any] | None = None  # group, and its base rows or index
 

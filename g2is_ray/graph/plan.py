@@ -32,11 +32,11 @@ class GraphPlan:
     lists: int = 0
     probe: int = 0
     sample: list[int] | None = None  # rows whose exact neighbors are known
-    mean_rows: int = 0  # of the pool whose mean is subtracted; 0 for none
+    mean_rows: int = 0  # rows of the pool whose mean is subtracted; 0: no mean is subtracted
 
     @property
     def parts(self) -> int:
-        """Parts that the graph is of."""
+        """Number of parts in the graph."""
         return sum(map(len, self.groups))
 
 
@@ -78,7 +78,7 @@ def make_plan(
     """Decide how to search.
 
     Args:
-        memory_bytes: that a worker may take, on the device that it computes on.
+        memory_bytes: memory that a worker may take on its device.
         device: `cuda` or `cpu`.
     """
     rows, dimensions = features.rows, features.dimensions
@@ -102,7 +102,7 @@ def make_plan(
 def extended_plan(
     plan: GraphPlan, features: FeatureSet, memory_bytes: int, device: str
 ) -> GraphPlan:
-    """The plan with the parts that it lacks in groups of their own; an index takes them all."""
+    """The plan with new parts in further groups; a FAISS index takes all parts in one group."""
     sample = None if plan.sample is None else _sample(features)
     if plan.search == "faiss":
         return dataclasses.replace(plan, groups=[list(range(features.parts))], sample=sample)
@@ -151,10 +151,10 @@ def extend_plan(
     memory_bytes: int,
     device: str,
 ) -> GraphPlan:
-    """Have a graph take in the parts that were added to the pool.
+    """Extend a graph by the parts that were added to the pool.
 
-    Pairs that are done stay so, as do lists; what has to be made of more pairs, or of another
-    index, is no longer done. Recall is measured on a new sample, of the grown pool.
+    Finished pairs and lists are kept; merges, and the pairs of an index, are done again. Recall is
+    measured on a new sample of the grown pool.
     """
     for part in range(plan.parts):
         workspace.remove(f"{stage}/{GraphTask(kind='sample', part=part).piece}.json")
@@ -181,20 +181,17 @@ def read_plan(workspace: Workspace, stage: str) -> GraphPlan | None:
 def exact_instead(
     workspace: Workspace, stage: str, plan: GraphPlan, features: FeatureSet
 ) -> GraphPlan:
-    """The plan to compare all rows after all, written."""
+    """Write and return a plan that compares all rows."""
     exact = dataclasses.replace(plan, search="exact", lists=0)
     write_plan(workspace, stage, exact, features)
     return exact
 
 
-def steps(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
-    """Tasks in order of work; those of one list may be done by any workers at once."""
-    yield from preparation(plan, parts)
-    yield from comparison(plan, parts)
-
-
 def preparation(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
-    """Tasks after which it is known how many lists must be probed."""
+    """Lists of tasks, in order of work, that find how many lists must be probed.
+
+    Any workers may do the tasks of one list at once; so it is for `comparison`.
+    """
     if plan.sample is not None:
         yield [GraphTask(kind="sample", part=part) for part in range(parts)]
     if plan.search == "ivf":
@@ -203,7 +200,7 @@ def preparation(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
 
 
 def comparison(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
-    """Tasks that compare rows and write the graph."""
+    """Lists of tasks, in order of work, that compare rows and write the graph."""
     if plan.search == "ivf":
         yield [GraphTask(kind="assign", part=part) for part in range(parts)]
     yield [
@@ -215,5 +212,5 @@ def comparison(plan: GraphPlan, parts: int) -> Iterator[list[GraphTask]]:
 
 
 def merges(parts: int) -> list[GraphTask]:
-    """The tasks after which the graph is there."""
+    """The tasks that finish the graph."""
     return [GraphTask(kind="merge", part=part) for part in range(parts)]

@@ -24,7 +24,7 @@ from g2is_ray.report.views import (
     TargetView,
     Timing,
 )
-from g2is_ray.selection.selection import read_picks
+from g2is_ray.selection.files import read_picks
 from g2is_ray.workspace.layout import BASE, JOINT, model_name, score_name, variants_in
 from g2is_ray.workspace.provenance import now, this_machine
 from g2is_ray.workspace.workspace import Workspace
@@ -135,7 +135,7 @@ def _selection_view(
         budget, unit = int(summary["budget"]), str(summary["unit"])
         components = [
             _COMPONENT.validate_python({**one, "index": one["component"] + 1})
-            for one in summary["per_component"]
+            for one in summary.get("per_component", ())  # selectors other than the walk have none
         ]
     with workspace.understanding(f"{stage}/selection.jsonl"):
         picks = [

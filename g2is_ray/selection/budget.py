@@ -1,28 +1,12 @@
-"""Budgets: how much may be selected, in rows or in supervised tokens."""
+"""Budgets of a pool: how much may be selected, in rows or in supervised tokens."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.errors import SettingError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """An amount to spend on rows, and what a row costs."""
-
-    amount: int
-    tokens: NDArray[np.integer] | None = None  # [n], what each row costs; None: each costs 1
-
-    @property
-    def unit(self) -> str:
-        return "rows" if self.tokens is None else "supervised tokens"
-
-    def cost(self, row: int) -> int:
-        return 1 if self.tokens is None else int(self.tokens[row])
+from g2is_ray.selector.budget import Budget
 
 
 def row_budget(rows: int, fraction: float) -> Budget:
@@ -40,10 +24,10 @@ def row_budget(rows: int, fraction: float) -> Budget:
 
 
 def token_budget(tokens: NDArray[np.integer], amount: int) -> Budget:
-    """A budget of supervised tokens, of which the rows have `tokens` [n].
+    """A budget of supervised tokens, for rows that have `tokens` [n] each.
 
     Raises:
-        SettingError: there is a row that exceeds it, so that nothing might be selected.
+        SettingError: one row exceeds the budget, so that nothing might be selected.
     """
     longest = int(tokens.max())
     if amount < longest:

@@ -70,8 +70,8 @@ class Gist(Selector):
         return known.components / np.sqrt(known.explained_variance_ratio)[:, None]
 
     def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
-        aims = normalize(target.subtask_means() @ self.directions(target).T)  # [s, k]
+        means = normalize(target.subtask_means() @ self.directions(target).T)  # [s, k]
         lengths = np.sqrt(np.einsum("kn,kn->n", products, products))
-        along = (aims.astype(np.float32) @ products).max(axis=0)
-        cosines = np.divide(along, lengths, out=np.zeros_like(along), where=lengths > 0)
+        nearest = (means.astype(np.float32) @ products).max(axis=0)
+        cosines = np.divide(nearest, lengths, out=np.zeros_like(nearest), where=lengths > 0)
         return best_first(cosines, pool.free)

@@ -18,7 +18,7 @@ _ROUNDING = 1e-9  # of sums of as many numbers as a row has links, relative
 class GraphDiverse(Less):
     """As `Less`, but the neighbors of a pick are left out.
 
-    When nothing else is left, the round begins anew with those that were left out.
+    When no other row is left, a new round begins with the rows that were left out.
     """
 
     reads = frozenset({"gradients", "graph"})
@@ -85,8 +85,8 @@ def lazy_greedy(
 ) -> Iterator[Choice]:
     """Free rows, each the one with the largest gain by then, of equal ones the earlier.
 
-    Gains may only shrink as rows are taken, so an old one is a bound: a row is compared with the
-    others' bounds once its own gain is known anew.
+    Gains only shrink as rows are taken, so an old gain is a bound: once the gain of a row is
+    recomputed, it is compared with the bounds of the other rows.
 
     Args:
         gain: of a row, by what was taken so far.

@@ -25,12 +25,13 @@ class CoreKnowledge:
     explained_variance_ratio: NDArray[np.float64]  # [c], of the target's whole variance
     weights: NDArray[np.float64]  # [c], sum 1: shares of the budget
     means: NDArray[np.float64]  # [t, d], mean gradient of each target
-    mean_of: NDArray[np.intp]  # [c], which of the means is of the component's target
-    targets: tuple[str, ...] = ()  # whose component each is, of several targets together
+    mean_of: NDArray[np.intp]  # [c], index of the component's target, whose mean it is
+    number: NDArray[np.intp]  # [c], index of the component among those of its target
+    targets: tuple[str, ...] = ()  # [c], name of the component's target, if there are several
 
     @property
     def directions(self) -> NDArray[np.float64]:
-        """What rows are compared with for a walk [c + t, d]: components, then means."""
+        """Directions [c + t, d] that a walk compares rows with: components, then means."""
         return np.concatenate([self.components, self.means])
 
 
@@ -86,6 +87,7 @@ def core_knowledge(
         weights=ratios / ratios.sum(),
         means=target.mean(axis=0)[None],
         mean_of=np.zeros(count, dtype=np.intp),
+        number=np.arange(count, dtype=np.intp),
     )
 
 
@@ -95,7 +97,7 @@ def joint_knowledge(
     """Components of several targets as one set, for one budget.
 
     A component's weight is its weight within its target times its target's share of
-    `target_weights`. Of equal weights the earlier target's comes first.
+    `target_weights`. Among equal weights the earlier target's component comes first.
     """
     total = sum(target_weights[name] for name in each)
     weights = np.concatenate(
@@ -109,19 +111,8 @@ def joint_knowledge(
         components=np.concatenate([known.components for known in each.values()])[order],
         means=np.concatenate([known.means for known in each.values()]),
         mean_of=np.repeat(np.arange(len(each)), counts)[order],
+        number=np.concatenate([known.number for known in each.values()])[order],
         explained_variance_ratio=ratios[order],
         weights=weights[order],
         targets=tuple(targets[i] for i in order),
     )
-
-
-def split_budget(budget: int, weights: NDArray[np.float64]) -> list[int]:
-    """Split `budget` over weights that sum to 1, by the largest remainder method.
-
-    Ties go to the earlier weight. The parts sum to `budget`.
-    """
-    quotas = budget * np.asarray(weights, dtype=np.float64)
-    parts = np.floor(quotas).astype(int)
-    order = np.argsort(-(quotas - parts), kind="stable")
-    parts[order[: budget - parts.sum()]] += 1
-    return [int(part) for part in parts]

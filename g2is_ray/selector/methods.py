@@ -20,78 +20,82 @@ from pydantic import AfterValidator, Field
 from g2is_ray.config import (
     PAPER,
     PRESETS,
-    SELECTORS,
     STRICT,
-    WALK,
     GraphSettings,
-    SelectorSettings,
-    WalkSettings,
-    as_dict,
+    Text,
     build,
     check,
     fields_of,
-    is_own,
 )
 from g2is_ray.errors import SettingError
+from g2is_ray.selector.interface import Selector
+from g2is_ray.selector.registry import NAMES, SELECTORS, is_own, place_of
 from g2is_ray.workspace.layout import BASE, JOINT, NAME
 
 T = TypeVar("T")
 
 _RESERVED = (BASE, "selection", JOINT)  # scores have these names
-_FOR_ALL = {"features", "center", "subtask_field"}
-_FOR_WALKS = {"features", "center", *fields_of([WalkSettings])} - {"fraction"}
+_OWN = "FILE.py:CLASS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What selects, and how."""
+    """A selector, its name, and its settings."""
 
     name: str  # empty for the selection itself
-    selector: str  # walk, one of the others, or a user's own
-    settings: Mapping[str, Any] = field(default_factory=dict)  # in place of the command's
+    selector: str | type[Selector]  # a name of the registry, or a user's class or its place
+    settings: Mapping[str, Any] = field(default_factory=dict)  # these override the command's
 
     def applied(self, settings: T) -> T:
-        """Settings of graph, walk or selector, with the method's own in place of some."""
-        own = {
-            name: self.settings[name] for name in fields_of([type(settings)]) & self.settings.keys()
-        }
-        return build(type(settings), as_dict(settings) | own)
+        """Settings of graph or selector, some of them overridden by the method's own."""
+        names = fields_of([type(settings)])
+        own = {name: self.settings[name] for name in names & self.settings.keys()}
+        return build(type(settings), {name: getattr(settings, name) for name in names} | own)
 
 
-def short_name(selector: str) -> str:
-    """What a selector is called in the workspace: its name, or that of a user's class."""
-    return selector.rpartition(":")[2]
+def short_name(selector: str | type[Selector]) -> str:
+    """Name of a selector in the workspace: its own, or that of a user's class."""
+    return selector.rpartition(":")[2] if isinstance(selector, str) else selector.__name__
 
 
-def parse_method(text: str) -> Method:
-    """The method that a text such as `loose=walk,delta=0.5` names.
+def parse_method(text: str | type[Selector]) -> Method:
+    """The method that a text such as `loose=walk,delta=0.5` names, or that a class makes.
 
     Raises:
         ValueError: there is no such selector or setting, or a value is wrong.
     """
+    if not isinstance(text, str):
+        return Method(name=_checked_name(text.__name__, text), selector=text)
     first, *rest = text.split(",")
     given, _, selector = (part.strip() for part in first.rpartition("="))
-    if selector not in (PAPER, *SELECTORS) and not is_own(selector):
-        known = ", ".join((PAPER, *SELECTORS))
+    if selector not in (PAPER, *NAMES) and not is_own(selector):
+        known = ", ".join((PAPER, *NAMES))
         raise ValueError(
-            f"should be {known}, FILE.py:CLASS for one of your own, or any of these as "
+            f"should be {known}, {_OWN} for one of your own, or any of these as "
             "NAME=SELECTOR,SETTING=VALUE"
         )
     if rest and not given:
         raise ValueError(f"should begin with a name of its own, as in NAME={text}")
-    name = given or short_name(selector)
-    taken = name in (PAPER, *SELECTORS) and name != selector
-    if not NAME.fullmatch(name) or name in _RESERVED or taken:
-        raise ValueError(
-            "should have a name of letters, digits, '.', '_' and '-' that is not another's"
-        )
+    name = _checked_name(given or short_name(selector), selector)
     settings = dict(PRESETS[PAPER]) if selector == PAPER else {}
     selector = settings.pop("selector", selector)
     return Method(name=name, selector=selector, settings=settings | _settings(selector, rest))
 
 
-def _settings(selector: str, parts: Iterable[str]) -> dict[str, str]:
-    allowed = _FOR_WALKS if selector == WALK else _FOR_ALL
+def _checked_name(name: str, selector: str | type[Selector]) -> str:
+    taken = name in (PAPER, *NAMES) and name != selector
+    if not NAME.fullmatch(name) or name in _RESERVED or taken:
+        raise ValueError(
+            "should have a name of letters, digits, '.', '_' and '-' that is not another's"
+        )
+    return name
+
+
+def _settings(selector: str, parts: list[str]) -> dict[str, str]:
+    if not parts:
+        return {}
+    own = None if is_own(selector) else SELECTORS[selector].selector.settings_class
+    allowed = {"features", "center", *(fields_of([own]) if own else ["subtask_field"])}
     settings = {}
     for part in parts:
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -102,32 +106,39 @@ def _settings(selector: str, parts: Iterable[str]) -> dict[str, str]:
             )
         settings[name] = value
     try:
-        check((GraphSettings, WalkSettings, SelectorSettings), settings)
+        check((GraphSettings, SelectorSettings, *([own] if own else [])), settings)
     except SettingError as error:
         raise ValueError(f"names a wrong value: {error}") from None
     return settings
 
 
-def methods_of(setting: str, texts: Iterable[str]) -> list[Method]:
+def methods_of(setting: str, texts: Iterable[str | type[Selector]]) -> list[Method]:
     """The methods of a setting, each once.
 
     Raises:
-        SettingError: two that differ have one name.
+        SettingError: two methods that differ have one name.
     """
-    named: dict[str, str] = {}
+    named: dict[str, str | type[Selector]] = {}
     for text in texts:
         name = parse_method(text).name
         if named.setdefault(name, text) != text:
+            one, other = (t if isinstance(t, str) else place_of(t) for t in (named[name], text))
             raise SettingError(
-                f"{setting} {named[name]} and {text} would both be called {name}: write one of "
-                f"them as NAME={text}"
+                f"{setting} {one} and {other} would both be called {name}: write one of them as "
+                f"NAME={other}"
             )
     return [parse_method(text) for text in named.values()]
 
 
-def _check_method(text: str) -> str:
+def _check_method(text: str | type[Selector]) -> str | type[Selector]:
     parse_method(text)
     return text
+
+
+def _check_selector(name: str | type[Selector]) -> str | type[Selector]:
+    if isinstance(name, type) or name in NAMES or is_own(name):
+        return name
+    raise ValueError(f"should be {', '.join(NAMES)}, or {_OWN} for one of your own")
 
 
 def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -136,17 +147,39 @@ def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-MethodText = Annotated[str, AfterValidator(_check_method)]
+SelectorName = Annotated[str | type[Selector], AfterValidator(_check_selector)]
+MethodText = Annotated[str | type[Selector], AfterValidator(_check_method)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class SelectorSettings:
+    """Selection"""
+
+    selector: SelectorName = Field(
+        default=NAMES[0],
+        description=f"Selector of the rows: {', '.join(NAMES)}; or a class of your own as {_OWN} "
+        "or MODULE:CLASS, whose code is run.",
+    )
+    allow_overlap: bool = False
+    """Select rows of the pool that are like test rows, too; test losses then measure what the model
+    has memorized. Otherwise such rows are left out; `g2is ingest` lists them."""
+    subtask_field: Text = "subtask"
+    """Column of the target's rows that names a row's subtask. Selectors that compare rows with a
+    target take the mean within a subtask and the maximum over subtasks. A target without this
+    column is one subtask."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class BaselineSettings:
     """Baselines"""
 
-    baselines: tuple[MethodText, ...] = ("random",)
-    """Baselines to compare the selection with: paper, which is the walk as published; any selector;
-    or NAME=SELECTOR,SETTING=VALUE,… with other settings of graph and walk. Each baseline is
-    selected, tuned and measured like the selection; all except walks spend as much as it."""
+    baselines: tuple[MethodText, ...] = Field(
+        default=("random",),
+        description=f"Methods to compare the selection with: {PAPER}, the walk as published; "
+        f"{', '.join(NAMES)}; {_OWN}; or NAME=SELECTOR,SETTING=VALUE,… with settings of its own "
+        "for graph and selector. Each is selected, tuned and measured in the same way; all but "
+        "walks spend as much as the selection did.",
+    )
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -1,130 +1,188 @@
-"""Selectors by name: those that come with g2is-ray, and a user's own."""
+"""Selectors by name: the table of those that come with g2is-ray, and classes of a user's own.
+
+To add a selector, write its class in a file of this folder and add one line to `SELECTORS`. The
+help texts, the error messages and the table in the documentation are made from that line.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from g2is_ray.config import WALK, GraphSettings, is_own
+from g2is_ray.config import WALK, GraphSettings
 from g2is_ray.errors import InputError
-from g2is_ray.selector.gradient import Gist, Less, LessRoundRobin, Rds
-from g2is_ray.selector.graph import FacilityLocation, GraphDiverse
-from g2is_ray.selector.interface import Choice, Pool, Reads, Selector, Target
-from g2is_ray.selector.lexical import Bm25, Tfidf
+from g2is_ray.selector.interface import Reads, Selector
 
 log = logging.getLogger(__name__)
 
 
-class Random(Selector):
-    """Rows drawn at random."""
+@dataclass(frozen=True)
+class Entry:
+    """A selector that comes with g2is-ray."""
 
-    reads = frozenset({"seed"})
-    step = "random"
+    place: str
+    """The class as module:class below `g2is_ray.selector`; imported when it is needed."""
+    picks: str
+    """Phrase for help and documentation: which rows the selector picks."""
 
-    def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
-        rng = np.random.default_rng([pool.seed, 1])  # not the warm-up's draw
-        return ((row, np.nan) for row in rng.permutation(np.flatnonzero(pool.free)).tolist())
+    @property
+    def selector(self) -> type[Selector]:
+        module, _, name = self.place.partition(":")
+        found: type[Selector] = getattr(
+            importlib.import_module(f"g2is_ray.selector.{module}"), name
+        )
+        return found
 
 
-_CLASSES: dict[str, type[Selector]] = {
-    "random": Random,
-    "less": Less,
-    "less-round-robin": LessRoundRobin,
-    "gist": Gist,
-    "graph-diverse": GraphDiverse,
-    "facility-location": FacilityLocation,
-    "rds": Rds,
-    "tfidf": Tfidf,
-    "bm25": Bm25,
+SELECTORS = {
+    "facility-location": Entry(
+        "graph:FacilityLocation",
+        "rows that together cover the target and, over the graph, the relevant rows of the pool; "
+        "the default",
+    ),
+    WALK: Entry(
+        "walking:GradientWalk",
+        "the gradient walk through the kNN graph, with better settings than the published ones; "
+        "`paper` names the walk as published",
+    ),
+    "random": Entry("random_rows:Random", "rows drawn at random"),
+    "less": Entry(
+        "gradient:Less",
+        "the largest cosine to the target's gradients: mean within a subtask, maximum over "
+        "subtasks (LESS)",
+    ),
+    "less-round-robin": Entry(
+        "gradient:LessRoundRobin",
+        "each target row in turn takes the row with the largest cosine that is left",
+    ),
+    "gist": Entry(
+        "gradient:Gist",
+        "the largest cosine in the whitened subspace of the target's gradients (after GIST)",
+    ),
+    "graph-diverse": Entry(
+        "graph:GraphDiverse", "as `less`, without the graph neighbors of earlier picks"
+    ),
+    "rds": Entry("gradient:Rds", "as `less-round-robin`, by embeddings (RDS+)"),
+    "tfidf": Entry(
+        "lexical:Tfidf", "the most similar words by TF-IDF, for each target row in turn"
+    ),
+    "bm25": Entry("lexical:Bm25", "the most similar words by BM25, for each target row in turn"),
 }
+"""The one list of selectors."""
+
+NAMES = tuple(SELECTORS)
+
+_OWN_SELECTOR = re.compile(r"[^:=,]+:[A-Za-z_]\w*")
 
 
-def find(name: str) -> type[Selector]:
-    """The class of a selector other than the walk. Runs the code of a user's own.
+def is_own(selector: str) -> bool:
+    """Return whether the text names a user's class, as FILE.py:CLASS or MODULE:CLASS."""
+    return _OWN_SELECTOR.fullmatch(selector) is not None
+
+
+def table() -> str:
+    """The selectors as a Markdown table, for the documentation."""
+    lines = ["| selector | picks | reads |", "| --- | --- | --- |"]
+    for name, entry in SELECTORS.items():
+        reads = [one for one in get_args(Reads) if one in entry.selector.reads]
+        lines.append(f"| `{name}` | {entry.picks} | {', '.join(reads)} |")
+    return "\n".join(lines) + "\n"
+
+
+def find(selector: str | type[Selector]) -> type[Selector]:
+    """The class of a selector, given by name or as a class. Runs the code of a user's own file.
 
     Raises:
         InputError: there is no such file, module or class, or it cannot be used.
     """
-    return _load(name) if is_own(name) else _CLASSES[name]
+    if isinstance(selector, type):
+        _check(selector, place_of(selector))
+        return selector
+    return _load(selector) if is_own(selector) else SELECTORS[selector].selector
 
 
-_GIVEN: dict[str, type[Selector]] = {}
-"""Classes that a Python program gave as such, by the name that a setting has for them."""
+def place_of(selector: type) -> str:
+    """Name of a class as MODULE:CLASS."""
+    return f"{selector.__module__}:{selector.__qualname__}"
 
 
-def name_of(selector: type[Selector]) -> str:
-    """The name MODULE:CLASS of a class, which is found under it from now on."""
-    name = f"{selector.__module__}:{selector.__name__}"
-    _GIVEN[name] = selector
-    return name
-
-
-def reads_of(name: str) -> frozenset[Reads]:
-    """What a selector reads; a user's own, whose code is not run for this, all but embeddings."""
+def reads_of(name: str | type[Selector]) -> frozenset[Reads]:
+    """What a selector reads; for a user's file, whose code is not run here, all but embeddings."""
+    if isinstance(name, type):
+        return name.reads
     if is_own(name):
         return frozenset({"gradients", "graph", "texts", "tokens", "seed"})
-    return frozenset({"gradients", "graph"}) if name == WALK else _CLASSES[name].reads
+    return SELECTORS[name].selector.reads
 
 
 def graph_read(reads: Collection[Reads], settings: GraphSettings) -> GraphSettings:
-    """Features, and the graph of them, for a selector that reads so much, of those in force."""
+    """The features, and the graph of them, that a selector with these `reads` is given."""
     if "embeddings" in reads:
         return dataclasses.replace(settings, features="embeddings", center=False)
     return settings
 
 
 def reads_features(reads: Collection[Reads]) -> bool:
-    """Whether the features of pool and target are read."""
+    """Return whether the features of pool and target are read."""
     return "gradients" in reads or "embeddings" in reads
 
 
-def needs_graph(reads: Collection[Reads], settings: GraphSettings) -> bool:
-    """Whether the graph is read, or the mean that is written with it."""
-    return "graph" in reads or ("gradients" in reads and settings.center)
+def is_built_in(selector: type[Selector]) -> bool:
+    return selector.__module__.partition(".")[0] == "g2is_ray"
 
 
 def source_hash(selector: type[Selector]) -> str:
-    """SHA-256 of the file that holds a user's selector, or of its methods in a notebook.
+    """SHA-256 of the file that holds a user's selector; files that it imports do not count.
 
-    Changes of modules that the selector imports are not noticed.
+    A class from a notebook is hashed by the cell that defines its `picks` or `select`.
 
     Raises:
-        InputError: the source is not known.
+        InputError: the source of the class cannot be read.
     """
-    with contextlib.suppress(OSError, TypeError):
-        return hashlib.sha256(Path(inspect.getfile(selector)).read_bytes()).hexdigest()
-    try:  # the class has no file
-        methods = [one for one in vars(selector).values() if inspect.isfunction(one)]
-        text = "".join(inspect.getsource(one) for one in methods)
+    try:
+        data = Path(inspect.getfile(selector)).read_bytes()
     except (OSError, TypeError):
+        method = next(
+            getattr(selector, name) for name in ("picks", "select") if name in vars(selector)
+        )
+        data = "".join(linecache.getlines(method.__code__.co_filename)).encode()
+    if not data:
         raise InputError(
-            f"selector {selector.__name__}: its source code is not known, so later changes could "
-            "not be noticed: define the class in a file or a notebook"
-        ) from None
-    return hashlib.sha256(f"{sorted(selector.reads)}{selector.step}{text}".encode()).hexdigest()
+            f"selector {place_of(selector)}: its source cannot be read, so a change of it would go "
+            "unnoticed; define the class in a file"
+        )
+    return hashlib.sha256(data).hexdigest()
 
 
 def _load(name: str) -> type[Selector]:
     place, _, class_name = name.rpartition(":")
-    found = _GIVEN[name] if name in _GIVEN else getattr(_module(name, place), class_name, None)
+    found = getattr(_module(name, place), class_name, None)
     if not (inspect.isclass(found) and issubclass(found, Selector)):
         raise InputError(
             f"selector {name}: {place} has no class {class_name} that derives from "
             "g2is_ray.selector.interface.Selector"
+        )
+    _check(found, name)
+    return found
+
+
+def _check(found: type, name: str) -> None:
+    """Refuse a class that cannot select."""
+    if not issubclass(found, Selector):
+        raise InputError(
+            f"selector {name}: it does not derive from g2is_ray.selector.interface.Selector"
         )
     if unknown := sorted(found.reads - set(get_args(Reads))):
         raise InputError(
@@ -135,10 +193,11 @@ def _load(name: str) -> type[Selector]:
             f"selector {name}: reads may hold gradients or embeddings, not both, since one kind of "
             "features is multiplied with its directions"
         )
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
-        raise InputError(f"selector {name}: {class_name} does not define {missing}")
-    return found
+    if found.picks is Selector.picks and found.select is Selector.select:
+        raise InputError(
+            f"selector {name}: {found.__name__} does not define picks (or select); see "
+            "g2is_ray.selector.interface.Selector"
+        )
 
 
 def _module(selector: str, place: str) -> ModuleType:
@@ -151,10 +210,10 @@ def _module(selector: str, place: str) -> ModuleType:
 
 
 def _file_module(path: str) -> ModuleType:
-    """The module that a file holds, under a name that no other module has."""
+    """The module in a file, under a name that no other module has."""
     name = re.sub(r"\W", "_", str(Path(path).resolve()))
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    assert spec is not None and spec.loader is not None  # the path ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as dataclasses and inspect.getfile expect
     spec.loader.exec_module(module)

@@ -1,84 +1,26 @@
 """The gradient walk: from each component's anchor through the kNN graph.
 
-Source: G2IS (arXiv 2502.11062), section 3, as its authors' code does it. What goes beyond it is
-an option of `WalkSettings`, and off in the preset `paper`.
+Source: G2IS (arXiv 2502.11062), section 3, as its authors' code does it. Every rule beyond the
+paper is an option of `WalkSettings`, and off in the preset `paper`.
 
-The pool is never held. One pass gives c·x of every row with every component; after that
-only candidates are read. What is held is 4 bytes per row and component, about 40 per row
-for the component at hand, and the members of the path.
+The pool is never in memory. One pass gives c·x of every row with every component; after that only
+candidates are read. In memory are 4 bytes per row and component, about 40 bytes per row for the
+current component, and the members of the path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g2is_ray.config import WalkSettings
 from g2is_ray.features.rows import Rows
+from g2is_ray.selector.interface import Neighbors
+from g2is_ray.selector.picks import PassedOver, Pick
 
-_FIRST_BLOCK = 16  # candidates looked at first; doubled from block to block
 _BLOCK_NUMBERS = 2**18  # float32 numbers of the largest block: 1 MiB, which stays in the cache
-_FIRST_MEMBERS = 32  # of a path compared with first; doubled from chunk to chunk
-
-
-class Neighbors(Protocol):
-    """A kNN graph [n, k]."""
-
-    def __getitem__(self, row: int) -> NDArray[np.integer]:
-        """Neighbors of a row in descending similarity; negative entries are ignored."""
-        ...
-
-
-class PassedOver(NamedTuple):
-    """Free neighbors of the last pick that did not qualify, by the first rule they broke."""
-
-    conflicting: int = 0
-    inconsistent: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pick:
-    """One selected row and why it was taken.
-
-    The walk's steps are anchor, neighbor and fallback. Their similarity is the cosine of a
-    neighbor to the pick before it, and otherwise to the component. Other selectors have a step
-    and a score of their own; where there is none, similarity is None.
-
-    The last two say how many free neighbors of the pick before, nearer than this one, did not
-    qualify: all of them where this one is no neighbor. See `PassedOver`.
-    """
-
-    rank: int
-    row: int
-    component: int | None
-    step: str
-    similarity: float | None
-    conflicting: int = 0
-    inconsistent: int = 0
-
-
-def align(
-    x: Rows, sets: Sequence[NDArray[np.floating]]
-) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
-    """Compare every row with sets of components [c, d], in one pass over the pool.
-
-    Returns:
-        For each set the dot products, float32 [c, n], the same to the last digit whatever the
-        other sets are; and which rows are valid, that is not zero, [n].
-    """
-    sets = [np.asarray(components, dtype=np.float32) for components in sets]
-    along = [np.empty((len(components), len(x)), dtype=np.float32) for components in sets]
-    valid = np.empty(len(x), dtype=bool)
-    for first, block in x.blocks():
-        here = slice(first, first + len(block))
-        for components, own in zip(sets, along, strict=True):
-            own[:, here] = (block @ components.T).T
-        valid[here] = np.any(block, axis=1)
-    return along, valid
 
 
 class Walk:
@@ -87,26 +29,32 @@ class Walk:
     Args:
         x: pool gradients.
         neighbors: the pool's kNN graph.
-        along: dot products [c, n] of the components with the rows, see `align`.
+        products: for each component, its dot products [n] with the rows.
         valid: which rows [n] may be picked.
         settings: the rules of the walk.
+        first_block: candidates looked at first; doubled from block to block.
+        first_members: members of the path compared with first; doubled from chunk to chunk.
     """
 
     def __init__(
         self,
         x: Rows,
         neighbors: Neighbors,
-        along: NDArray[np.float32],
+        products: Sequence[NDArray[np.float32]],
         valid: NDArray[np.bool_],
         settings: WalkSettings,
+        *,
+        first_block: int = 16,
+        first_members: int = 32,
     ) -> None:
-        self._x, self._neighbors, self._along = x, neighbors, along
+        self._x, self._neighbors, self._products = x, neighbors, products
         self._free = valid.copy()  # not yet picked, and valid
         self._settings = settings
+        self._first_block, self._first_members = first_block, first_members
         self._rank = 0
 
     def repeat(self, picks: Iterable[Pick]) -> None:
-        """Take picks of an earlier walk as made, instead of looking for them."""
+        """Take the picks of an earlier walk as made, instead of searching for them."""
         for pick in picks:
             self._free[pick.row] = False
             self._rank = pick.rank + 1
@@ -118,17 +66,17 @@ class Walk:
         cost: Callable[[int], int] = lambda row: 1,
         within: NDArray[np.bool_] | None = None,
     ) -> Iterator[Pick]:
-        """Make picks for the component, in order, until the next one's cost exceeds what is left.
+        """Make picks for the component, in order, until the next pick exceeds the budget.
 
         Args:
-            budget: what may be spent.
-            cost: of a row; without it, `budget` is a number of picks.
-            within: rows [n] to walk among; all without it.
+            budget: amount to spend.
+            cost: cost of a row; by default `budget` is a number of picks.
+            within: rows [n] to walk among; None stands for all rows.
         """
-        along, free = self._along[index], self._free.copy()
+        products, free = self._products[index], self._free.copy()
         if within is not None:
             free &= within
-        order: NDArray[np.integer] = np.argsort(-along, kind="stable")
+        order: NDArray[np.integer] = np.argsort(-products, kind="stable")
         path = None
         while budget > 0:
             step = "neighbor"
@@ -142,12 +90,20 @@ class Walk:
                 order = order[free[order]]
                 if not len(order):
                     return
-                path = _Path(self._x, along, order, free, self._settings.delta)
+                path = _Path(
+                    self._x,
+                    products,
+                    order,
+                    free,
+                    self._settings.delta,
+                    first_block=self._first_block,
+                    first_members=self._first_members,
+                )
                 step, found = "anchor", path.anchor()
             row, similarity = found
             budget -= cost(row)
             if budget < 0:
-                return  # it stays free for another component, where it may fit
+                return  # the row stays free for another component, which may have room for it
             rank, why = self._rank, passed._asdict()
             self._rank += 1
             self._free[row] = False
@@ -158,51 +114,55 @@ Found = tuple[int, float]  # a row, and its similarity as in `Pick`
 
 
 class _Path:
-    """The examples picked since the last anchor (S), and what each candidate has to do with them.
+    """The examples picked since the last anchor (S), and how each candidate compares with them.
 
-    S only grows, so a dot product of a candidate with a member stays what it is:
+    S only grows, so a dot product of a candidate with a member never changes:
 
-    1. Each is formed once. A row remembers how many members it was compared with, from the
-       first on, and the sum of those products.
+    1. Each product is formed once. A row stores how many members it was compared with, from the
+       first member on, and the sum of those products.
     2. A row that conflicts with a member is never looked at again.
-    3. A row that was looked at by a fallback, does not conflict, but would not have kept the
-       path consistent, waits: it comes before all rows that no fallback looked at.
+    3. A row that a fallback looked at, and that does not conflict but would not have kept the path
+       consistent, waits: it comes before all rows that no fallback has looked at.
 
     Args:
+        products: dot products [n] of the component with the rows, c·x.
         order: rows that may be picked, in descending c·x.
-        free: rows [n] that nobody has picked; picks are marked here.
+        free: rows [n] that are not picked; the path marks its own picks here.
         delta: share of the path's |cos| with the component that a step must keep.
     """
 
     def __init__(
         self,
         x: Rows,
-        along: NDArray[np.float32],
+        products: NDArray[np.float32],
         order: NDArray[np.integer],
         free: NDArray[np.bool_],
         delta: float,
+        *,
+        first_block: int,
+        first_members: int,
     ) -> None:
-        self._x, self._along, self._order, self._free = x, along, order, free
-        self._delta = delta
-        self._members = np.empty((_FIRST_MEMBERS, x.dimensions), dtype=np.float32)
+        self._x, self._products, self._order, self._free = x, products, order, free
+        self._delta, self._first_block, self._first_members = delta, first_block, first_members
+        self._members = np.empty((first_members, x.dimensions), dtype=np.float32)
         self._length = 0
         self._last = -1
         self._squared_norm = 0.0  # |sum of S|^2
-        self._sum_along = 0.0  # (sum of S) · c
+        self._sum_product = 0.0  # (sum of S) · c
         self._compared = np.zeros(len(x), dtype=np.int32)  # members compared with
         self._sums = np.zeros(len(x))  # of the dot products with those
         self._latest = np.zeros(len(x), dtype=np.float32)  # dot product with the last of those
         self._conflicts = np.zeros(len(x), dtype=bool)
         self._waiting = order[:0]
-        self._ahead = 0  # where in `order` no fallback has been yet
-        self._largest = max(_FIRST_BLOCK, _BLOCK_NUMBERS // x.dimensions)  # block
+        self._ahead = 0  # position in `order` of the first row that no fallback has looked at
+        self._largest = max(first_block, _BLOCK_NUMBERS // x.dimensions)  # block
         self.passed_over = PassedOver()  # by the last `next_neighbor`
 
     def anchor(self) -> Found:
         """Pick the row with the largest c·x."""
         row = self._order[:1]
         self._add(int(row[0]), self._x.take(row)[0])
-        return self._last, float(self._along[self._last])
+        return self._last, float(self._products[self._last])
 
     def next_neighbor(self, neighbors: Neighbors) -> Found | None:
         """Pick the neighbor most similar to the last pick, of those that qualify."""
@@ -219,19 +179,19 @@ class _Path:
     def fallback(self) -> Found | None:
         """Pick the row with the largest c·x, of those that qualify."""
         self._waiting = self._open(self._waiting)
-        picked, size = self._pick_first(self._waiting), _FIRST_BLOCK
+        picked, size = self._pick_first(self._waiting), self._first_block
         while not picked and self._ahead < len(self._order):
             block = self._open(self._order[self._ahead : self._ahead + size])
             self._ahead += size
             picked, size = self._pick_from(block), min(2 * size, self._largest)
             self._waiting = np.concatenate([self._waiting, self._open(block)])
-        return (self._last, float(self._along[self._last])) if picked else None
+        return (self._last, float(self._products[self._last])) if picked else None
 
     def _open(self, rows: NDArray[np.integer]) -> NDArray[np.integer]:
         return rows[self._free[rows] & ~self._conflicts[rows]]
 
     def _pick_first(self, candidates: NDArray[np.integer]) -> bool:
-        start, size = 0, _FIRST_BLOCK
+        start, size = 0, self._first_block
         while start < len(candidates):
             if self._pick_from(candidates[start : start + size]):
                 return True
@@ -253,7 +213,7 @@ class _Path:
         compared = self._compared[rows]
         for start in np.unique(compared):
             here = np.flatnonzero(compared == start)
-            size = _FIRST_MEMBERS
+            size = self._first_members
             while start < self._length and len(here):
                 end = min(start + size, self._length)
                 dots_bs = dot_products(x_bd[here], self._members[start:end])
@@ -268,14 +228,14 @@ class _Path:
     def _accepted(
         self, rows: NDArray[np.integer], x_bd: NDArray[np.float32]
     ) -> NDArray[np.integer]:
-        """Which candidates, by index, conflict with no member and keep the path consistent."""
+        """Indexes of the candidates that conflict with no member and keep the path consistent."""
         here = np.flatnonzero(~self._conflicts[rows])
         rows, x_bd = rows[here], x_bd[here]
         norms = np.einsum("bd,bd->b", x_bd, x_bd, dtype=np.float64)
         squared = self._squared_norm + 2 * self._sums[rows] + norms
-        along = self._sum_along + self._along[rows].astype(np.float64)
-        now = _cosine(self._sum_along, self._squared_norm)
-        return here[_cosine(along, squared) >= self._delta * now]
+        product = self._sum_product + self._products[rows].astype(np.float64)
+        now = _cosine(self._sum_product, self._squared_norm)
+        return here[_cosine(product, squared) >= self._delta * now]
 
     def _add(self, row: int, x_d: NDArray[np.float32]) -> None:
         if self._length == len(self._members):
@@ -283,30 +243,16 @@ class _Path:
         self._members[self._length] = x_d
         self._length += 1
         self._squared_norm += 2 * float(self._sums[row]) + float(x_d @ x_d)
-        self._sum_along += float(self._along[row])
+        self._sum_product += float(self._products[row])
         self._free[row] = False
         self._last = row
 
 
 def dot_products(x_bd: NDArray[np.float32], members_sd: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All dot products [b, s] of candidates with members; nothing else forms any."""
+    """All dot products [b, s] of candidates with members; no other function forms them."""
     return x_bd @ members_sd.T
 
 
-def _cosine(along: NDArray[np.float64] | float, squared_norm: NDArray[np.float64] | float):  # type: ignore[no-untyped-def]
+def _cosine(product: NDArray[np.float64] | float, squared_norm: NDArray[np.float64] | float):  # type: ignore[no-untyped-def]
     """|cos| of a sum with a unit vector; zero for a sum that cancels out."""
-    return np.abs(along) / np.sqrt(np.maximum(squared_norm, np.finfo(np.float64).tiny))
-
-
-def walk(
-    x: Rows,
-    neighbors: Neighbors,
-    components: NDArray[np.floating],
-    budgets: Sequence[int],
-    **rules: Any,
-) -> Iterator[Pick]:
-    """Pick rows for each of the components [c, d], unit rows, in turn; rules are `WalkSettings`."""
-    [along], valid = align(x, [components])
-    walked = Walk(x, neighbors, along, valid, WalkSettings(**rules))
-    for index, budget in enumerate(budgets):
-        yield from walked.component(index, budget)
+    return np.abs(product) / np.sqrt(np.maximum(squared_norm, np.finfo(np.float64).tiny))

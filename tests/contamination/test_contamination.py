@@ -11,9 +11,9 @@ import pytest
 from report_views import Page
 from selection_workspace import PART_ROWS, PARTS, make_workspace, write_rows
 
-from g2is_ray.config import SELECTORS
 from g2is_ray.contamination.stage import overlaps, rows_like_tests, write_overlap
 from g2is_ray.data.examples import ExampleSet
+from g2is_ray.selector.registry import NAMES
 from g2is_ray.workspace.workspace import Workspace
 from jobs.cli import main
 
@@ -238,7 +238,7 @@ def test_no_selector_picks_a_row_that_is_like_a_test_row(tmp_path, g2is):
     write_rows(held, "targets/law/test", 0, [{"messages": pool[row]["messages"]} for row in leaked])
     held.conclude("targets/law/test", {"rows": 7, "parts": 1, "part_rows": PART_ROWS})
     write_overlap(held)
-    others = [name for name in SELECTORS if name != "walk"]
+    others = [name for name in NAMES if name != "walk"]
     fraction = ["--fraction", "0.9", "--workspace", str(tmp_path)]
     for chosen in (["--selector", "walk"], ["--selector", "walk", "--joint"]):
         g2is("select", *chosen, "--baselines", *others, "paper", *fraction)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from g2is_ray.features.store import FeatureSet, feature_files
 from g2is_ray.features.vectors import mean_of_valid, normalize
 from g2is_ray.graph import plan as graph_plan
 from g2is_ray.graph.builder import GraphBuilder, faiss_index
-from g2is_ray.graph.plan import GraphTask, extend_plan, make_plan, read_plan, steps, write_plan
+from g2is_ray.graph.plan import (
+    GraphTask,
+    comparison,
+    extend_plan,
+    make_plan,
+    preparation,
+    read_plan,
+    write_plan,
+)
 from g2is_ray.graph.recall import measure_recall
 from g2is_ray.graph.search import check_neighbors, knn_graph, require_faiss
 from g2is_ray.workspace.workspace import Workspace
@@ -113,7 +122,7 @@ def whole_graph(workspace, stage):
 def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers=1, **settings):
     """Do every piece of a graph with one builder or several in turns; return the plan."""
     settings = GraphSettings(**{"neighbors": 6, **settings})
-    gradients = FeatureSet(workspace, "gradients", center=settings.center)
+    gradients = FeatureSet(workspace, "gradients", center=settings.center, of_graph=True)
     plan = make_plan(gradients, settings, memory_bytes, "cpu")
     write_plan(workspace, stage, plan, gradients)
     return finish(workspace, stage, settings, plan, gradients, shuffle=shuffle, workers=workers)
@@ -122,7 +131,7 @@ def build(workspace, stage="graph/x", memory_bytes=2**30, shuffle=False, workers
 def finish(workspace, stage, settings, plan, gradients, shuffle=False, workers=1):
     """Do the missing pieces of a graph; return its plan."""
     builders = [GraphBuilder(workspace, stage, settings) for _ in range(workers)]
-    for tasks in steps(plan, gradients.parts):
+    for tasks in chain(preparation(plan, gradients.parts), comparison(plan, gradients.parts)):
         left = [task for task in tasks if not workspace.receipt(stage, task.piece)]
         for i, task in enumerate(left[::-1] if shuffle else left):
             builders[i % workers].do(task)
@@ -251,7 +260,7 @@ def grow(workspace, parts, data=RAW):
 
 def extend(workspace, stage, plan, room=2**30, **settings):
     settings = GraphSettings(**{"neighbors": 6, **settings})
-    gradients = FeatureSet(workspace, "gradients", center=settings.center)
+    gradients = FeatureSet(workspace, "gradients", center=settings.center, of_graph=True)
     extended = extend_plan(workspace, stage, plan, gradients, room, "cpu")
     return finish(workspace, stage, settings, extended, gradients)
 
@@ -315,14 +324,16 @@ def test_an_extension_that_was_killed_is_resumed(killed_at, young, monkeypatch):
 
 def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
     plan = build(young, "graph/centered", graph="exact")
-    mean = FeatureSet(young, "gradients", center=True).mean
+    mean = FeatureSet(young, "gradients", center=True, of_graph=True).mean
     grow(young, 3)
     extend(young, "graph/centered", plan, graph="exact")
-    grown = FeatureSet(young, "gradients", center=True)
+    grown = FeatureSet(young, "gradients", center=True, of_graph=True)
     np.testing.assert_array_equal(grown.mean, mean)
     assert (plan.mean_rows, grown.rows) == (18, 50)
+    alone = FeatureSet(young, "gradients", center=True)
+    np.testing.assert_array_equal(alone.mean, alone.pool_mean())
     young.remove("graph/centered")
-    rebuilt = FeatureSet(young, "gradients", center=True)
+    rebuilt = FeatureSet(young, "gradients", center=True, of_graph=True)
     np.testing.assert_array_equal(rebuilt.mean, rebuilt.pool_mean())
     assert not np.array_equal(rebuilt.mean, mean)
 

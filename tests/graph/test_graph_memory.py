@@ -15,10 +15,11 @@ PART_ROWS, DIMENSIONS = 64, 32768  # few and long rows, so that products take se
 
 BUILD = """
 import sys
+from itertools import chain
 from g2is_ray.config import GraphSettings
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.graph.builder import GraphBuilder
-from g2is_ray.graph.plan import make_plan, steps, write_plan
+from g2is_ray.graph.plan import comparison, make_plan, preparation, write_plan
 from g2is_ray.graph.search import require_faiss
 from g2is_ray.workspace.workspace import Workspace
 
@@ -33,7 +34,7 @@ gradients = FeatureSet(workspace, "gradients", center=True)
 plan = make_plan(gradients, settings, int(sys.argv[2]), "cpu")
 write_plan(workspace, "graph/centered", plan, gradients)
 builder = GraphBuilder(workspace, "graph/centered", settings)
-for tasks in steps(plan, gradients.parts):
+for tasks in chain(preparation(plan, gradients.parts), comparison(plan, gradients.parts)):
     for task in tasks:
         builder.do(task)
 print(len(plan.groups), resident() - idle)

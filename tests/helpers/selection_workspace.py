@@ -37,7 +37,8 @@ def graph_of(x: np.ndarray, k: int) -> dict[str, np.ndarray]:
 def conversation(rng: np.random.Generator) -> dict:
     words = " ".join(f"word{number}" for number in rng.integers(0, 50, 6))
     messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
-    return {"messages": messages, "supervised_tokens": int(rng.integers(1, 30))}
+    tokens = int(rng.integers(1, 30))
+    return {"messages": messages, "group": "words", "supervised_tokens": tokens}
 
 
 def write_rows(held: Workspace, stage: str, part: int, rows: list[dict]) -> None:

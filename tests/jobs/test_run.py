@@ -155,8 +155,9 @@ def test_a_pool_that_grows_keeps_what_it_has_and_selects_from_all(
     assert len(picks) == int(pool.rows * 0.2) > 7
     assert max(picks) > 36
     for center in (True, False):
-        gradients = FeatureSet(Workspace(str(workspace)), "gradients", center=center)
-        near = map_neighbors(Workspace(str(workspace)), graph_stage(center)).arrays
+        held = Workspace(str(workspace))
+        gradients = FeatureSet(held, "gradients", center=center, of_graph=True)
+        near = map_neighbors(held, graph_stage(center)).arrays
         assert np.array_equal(np.concatenate(near), knn_graph(gradients.read_all(), 6))
     assert "Ray" not in run(arguments)
     assert written(workspace, "") == after

@@ -16,11 +16,15 @@ from g2is_ray.contamination.stage import write_overlap
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.graph.search import knn_graph
-from g2is_ray.selection.selection import select
+from g2is_ray.selection import files as selection_files
+from g2is_ray.selection.arrays import select_from
+from g2is_ray.selection.budget import row_budget
+from g2is_ray.selector.walking import GradientWalk
 from g2is_ray.workspace.layout import graph_stage, score_name, variants_in
 from g2is_ray.workspace.workspace import Workspace
 
 SETTINGS = {"fraction": 0.2, "explained_variance": 0.9}
+FRACTION = SETTINGS["fraction"]
 
 
 @pytest.fixture
@@ -42,15 +46,17 @@ def test_it_is_the_selection_of_the_same_arrays_in_memory(preset, make, g2is):
     values = {k: v for k, v in PRESETS[preset].items() if k != "selector"}
     x = FeatureSet(held, values.pop("features"), center=values.pop("center")).read_all()
     for target in TARGETS:
-        wanted = select(
+        walk = GradientWalk(WalkSettings(explained_variance=0.9, **values))
+        wanted = select_from(
+            walk,
             ArrayRows(x),
             knn_graph(x, 6),
             FeatureSet(held, f"targets/{target}/gradients").read_all(),
-            WalkSettings(**SETTINGS, **values),
+            row_budget(len(x), FRACTION),
         )
         lines = held.read_bytes(f"selections/{target}/selection.jsonl").splitlines()
         assert [json.loads(line)["row"] for line in lines] == wanted.rows
-        assert len(wanted.budgets) > 3
+        assert wanted.details["components"] > 3
 
 
 def test_several_targets_at_once_are_those_targets_one_by_one(make, g2is):
@@ -91,14 +97,14 @@ def test_the_pool_is_never_read_into_memory(make, g2is, monkeypatch):
 
 KILLED = """
 import os, signal
-import jobs.selection
+from g2is_ray.selection import files
 from jobs.cli import main
-save = jobs.selection._save
+save = files.save_piece
 def save_and_die(workspace, stage, component, picks):
     save(workspace, stage, component, picks)
     if (stage, component) == ("selections/law", 1):
         os.kill(os.getpid(), signal.SIGKILL)
-jobs.selection._save = save_and_die
+files.save_piece = save_and_die
 main({arguments})
 """
 
@@ -113,7 +119,7 @@ def test_killed_between_components_it_ends_with_the_same_bytes(make, g2is, monke
     assert "component-00001.jsonl" in before
     assert "selection.jsonl" not in before
     walked = []
-    monkeypatch.setattr("jobs.selection._save", saved_by(walked))
+    monkeypatch.setattr(selection_files, "save_piece", saved_by(walked))
     g2is(*arguments(killed))
     assert [c for stage, c in walked if stage == "selections/law"] == [
         int(name[10:15])
@@ -124,11 +130,11 @@ def test_killed_between_components_it_ends_with_the_same_bytes(make, g2is, monke
 
 
 def saved_by(walked: list) -> Callable[..., None]:
-    from jobs.selection import _save
+    save_piece = selection_files.save_piece
 
     def save(workspace, stage, component, picks):
         walked.append((stage, component))
-        _save(workspace, stage, component, picks)
+        save_piece(workspace, stage, component, picks)
 
     return save
 

@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 from selection_workspace import ROWS, TARGET_ROWS, TARGETS, make_workspace, selections
 
-from g2is_ray.config import SELECTORS, WalkSettings
+from g2is_ray.config import WalkSettings
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.features.vectors import normalize
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.report.collect import target_view
-from g2is_ray.selection.selection import select
+from g2is_ray.selection.arrays import select_from
+from g2is_ray.selection.budget import row_budget
+from g2is_ray.selector.registry import NAMES
+from g2is_ray.selector.walking import GradientWalk
+from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import Workspace
 from jobs.main_job import stages
+from jobs.selection import all_tasks
 from jobs.session import Session
 
-OTHERS = [name for name in SELECTORS if name != "walk"]
+OTHERS = [name for name in NAMES if name != "walk"]
 LAW = ("--target", "law=val.jsonl")
 OWN = """
 import numpy as np
@@ -113,6 +118,55 @@ def test_selectors_that_read_no_gradients_need_none(held, g2is):
     assert len(picks(held, "math")) == len(picks(held, "math@bm25")) == 48
 
 
+def without_features(held: Workspace) -> None:
+    """Remove all features and graphs, and what the workspace knows of them."""
+    kinds = ("gradients", "embeddings")
+    gone = [s for s in held.stages() if s.startswith("graph/") or s.endswith(kinds)]
+    for stage in gone:
+        held.remove(stage)
+    held.forget(gone)
+
+
+def test_a_report_needs_neither_features_nor_graph(held, g2is):
+    without_features(held)
+    g2is(*arguments(held, "--selector", "tfidf", "--baselines", "random", "bm25"))
+    g2is("report", "--workspace", held.location(""))
+    assert "selector bm25" in held.read_bytes("report.html").decode()
+    shown = g2is("status", "--workspace", held.location(""))
+    assert not {"warmup", "gradients", "graph"} & set(shown.split())
+
+
+@pytest.mark.parametrize("features", ["gradients", "embeddings"])
+def test_centered_features_need_no_graph(features, held, g2is):
+    own = ["--selector", "less", "--baselines", "gist", "less-round-robin", "--features", features]
+    g2is(*arguments(held, *own))
+    wanted = selections(held)
+    for stage in ("graph", "selections"):
+        held.remove(stage)
+    held.forget([s for s in held.stages() if s.startswith(("graph/", "selections/"))])
+    g2is(*arguments(held, *own))
+    assert selections(held) == wanted
+    assert set(held.stages()["selections/law"]["inputs"]) == {
+        *(features, f"targets/law/{features}", "overlap")
+    }
+
+
+def test_a_pool_that_grew_is_centered_on_its_own_mean_and_a_graph_on_the_mean_it_has(held, g2is):
+    stage = "graph/centered"
+    other = FeatureSet(held, "gradients").pool_mean() + 1
+    held.write_bytes(f"{stage}/mean.npy", array_bytes(other))
+    g2is(*arguments(held, *LAW, "--baselines", "less", "graph-diverse"))
+    own = FeatureSet(held, "gradients", center=True)
+    of_graph = FeatureSet(held, "gradients", center=True, of_graph=True)
+    np.testing.assert_array_equal(of_graph.mean, other)
+    target = own.of_target("law")
+    subtasks = np.arange(TARGET_ROWS) % 3
+    means = np.stack([target[subtasks == one].mean(axis=0) for one in range(3)])
+    for name, x in (("less", own), ("graph-diverse", of_graph)):
+        best = (x.read_all() @ means.T).max(axis=1).argmax()
+        assert picks(held, f"law@{name}")[0]["row"] == best
+
+
 def test_rds_goes_by_embeddings_as_they_are_whatever_the_settings(held, g2is):
     for stage in ("gradients", "graph", *(f"targets/{target}/gradients" for target in TARGETS)):
         held.remove(stage)
@@ -138,7 +192,9 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
     )
     mean = FeatureSet(held, "embeddings").pool_mean()
     target = normalize(norms[:, None] * unit.astype(np.float32), mean)
-    wanted = select(ArrayRows(x), knn_graph(x, 6), target, WalkSettings(fraction=0.2))
+    budget = row_budget(len(x), 0.2)
+    walk = GradientWalk(WalkSettings())
+    wanted = select_from(walk, ArrayRows(x), knn_graph(x, 6), target, budget)
     assert [pick["row"] for pick in picks(held, "law")] == wanted.rows
     titles = [view.title for view in target_view(held, "law", [""] * ROWS).others]
     assert "selector less on embeddings" in titles
@@ -155,20 +211,34 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
 
 
 @pytest.mark.parametrize(
-    ("given", "kinds"),
+    ("given", "made"),
     [
-        ({}, ["gradients"]),
-        ({"baselines": ["random", "rds"]}, ["gradients", "embeddings"]),
-        ({"features": "embeddings"}, ["embeddings"]),
-        ({"features": "embeddings", "baselines": ["paper"]}, ["gradients", "embeddings"]),
-        ({"baselines": ["other=less,features=embeddings"]}, ["gradients", "embeddings"]),
+        ({}, ["warm_up", "gradients", "graph"]),
+        ({"baselines": ["random", "rds"]}, ["warm_up", "gradients", "embeddings", "graph"]),
+        ({"features": "embeddings"}, ["embeddings", "graph"]),
+        (
+            {"features": "embeddings", "baselines": ["paper"]},
+            ["warm_up", "gradients", "embeddings", "graph"],
+        ),
+        (
+            {"baselines": ["other=less,features=embeddings"]},
+            ["warm_up", "gradients", "embeddings", "graph"],
+        ),
+        *(({"selector": name}, []) for name in ("tfidf", "bm25", "random")),
+        ({"selector": "rds"}, ["embeddings"]),
+        ({"selector": "tfidf", "baselines": ["rds"]}, ["embeddings"]),
+        ({"selector": "tfidf", "baselines": ["walk"]}, ["warm_up", "gradients", "graph"]),
+        *(({"selector": name}, ["warm_up", "gradients"]) for name in ("less", "gist")),
+        ({"selector": "less", "baselines": ["rds"]}, ["warm_up", "gradients", "embeddings"]),
+        ({"selector": "less", "features": "embeddings"}, ["embeddings"]),
+        ({"selector": "graph-diverse"}, ["warm_up", "gradients", "graph"]),
     ],
 )
-def test_a_run_leaves_out_features_that_nothing_reads(given, kinds, held):
-    held.remove("graph")  # which would say what is in force
-    names = [stage.__name__ for stage in stages(Session(held.location(""), given))]
-    warmed = ["warm_up"] if "gradients" in kinds else []
-    assert names[1:-5] == warmed + kinds
+def test_a_run_makes_features_and_graph_only_if_a_task_reads_them(given, made, held):
+    held.forget([stage for stage in held.stages() if stage.startswith("graph/")])
+    tasks = all_tasks(Session(held.location(""), given))
+    names = [name for name, _ in stages(tasks)]
+    assert names == ["ingest", *made, "select_rows", "tune", "evaluate", "report"]
 
 
 def test_embeddings_that_are_not_there_are_asked_for(held, g2is, refused):
@@ -227,7 +297,7 @@ def test_other_settings_make_another_selection(held, g2is, refused):
 
 
 def test_a_selector_that_there_is_not_is_refused_with_those_that_there_are(held, refused):
-    names = ", ".join(SELECTORS)
+    names = ", ".join(NAMES)
     sentence = refused(*arguments(held, "--selector", "lss"))
     wanted = f"selector should be {names}, or FILE.py:CLASS for one of your own, got 'lss': "
     assert sentence.startswith(wanted)

@@ -5,7 +5,8 @@ import pytest
 from sklearn.decomposition import PCA
 
 from g2is_ray.errors import InputError
-from g2is_ray.selector.knowledge import CoreKnowledge, core_knowledge, joint_knowledge, split_budget
+from g2is_ray.selector.budget import split_budget
+from g2is_ray.selector.knowledge import CoreKnowledge, core_knowledge, joint_knowledge
 
 RNG = np.random.default_rng(0)
 TARGET = RNG.standard_normal((12, 20)) * np.linspace(3, 0.1, 20) + 0.5
@@ -121,6 +122,7 @@ def known(weights: list[float], first: int) -> CoreKnowledge:
         weights=ratios / ratios.sum(),
         means=np.full((1, 8), first),
         mean_of=np.zeros(len(weights), dtype=int),
+        number=np.arange(len(weights)),
     )
 
 
@@ -131,6 +133,7 @@ def test_joint_weights_are_the_targets_shares_of_the_budget() -> None:
     np.testing.assert_array_equal(joint.means[joint.mean_of][:, 0], [2, 2, 0, 2, 0])
     np.testing.assert_allclose(joint.weights, [0.375, 0.225, 0.175, 0.15, 0.075])
     np.testing.assert_array_equal(joint.components, np.eye(8)[[2, 3, 0, 4, 1]])
+    np.testing.assert_array_equal(joint.number, [0, 1, 0, 2, 1])
     np.testing.assert_allclose(joint.explained_variance_ratio, [0.25, 0.15, 0.35, 0.1, 0.15])
 
 

@@ -4,14 +4,15 @@ import re
 
 import pytest
 
-from g2is_ray.config import PRESETS, SELECTORS, GraphSettings, WalkSettings
+from g2is_ray.config import PRESETS, GraphSettings, WalkSettings
 from g2is_ray.errors import SettingError
 from g2is_ray.selector.methods import Method, methods_of, parse_method
+from g2is_ray.selector.registry import NAMES
 
 PUBLISHED = {name: value for name, value in PRESETS["paper"].items() if name != "selector"}
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_selector_is_a_method_of_its_own_name(name):
     assert parse_method(name) == Method(name=name, selector=name)
 
@@ -33,7 +34,7 @@ def test_a_text_names_a_method(text, name, selector, settings):
 
 def test_settings_of_a_method_take_the_place_of_the_commands():
     method = parse_method("loose=walk,delta=0.5,center=no")
-    assert method.applied(WalkSettings(fraction=0.2)) == WalkSettings(fraction=0.2, delta=0.5)
+    assert method.applied(WalkSettings(within=0.2)) == WalkSettings(within=0.2, delta=0.5)
     assert method.applied(GraphSettings(neighbors=7)) == GraphSettings(neighbors=7, center=False)
 
 

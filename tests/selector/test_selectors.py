@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,18 @@ import pytest
 from graph_rules import facility_location
 from selection_workspace import graph_of
 
-from g2is_ray.config import SELECTORS, WALK, WalkSettings
+from g2is_ray.config import WALK, WalkSettings
 from g2is_ray.errors import InputError
 from g2is_ray.features.rows import ArrayRows
-from g2is_ray.selection.budget import Budget
-from g2is_ray.selection.selection import Aim, carry_out, choose, knowledge_of
-from g2is_ray.selector.interface import Pool, Selector, Target
-from g2is_ray.selector.registry import find
-from g2is_ray.selector.walk import align
+from g2is_ray.selection.scan import scan
+from g2is_ray.selector.budget import Budget
+from g2is_ray.selector.interface import Pool, Selector, Target, descending
+from g2is_ray.selector.registry import NAMES, find
+from g2is_ray.selector.walking import GradientWalk
 
 ROWS, DIMENSIONS, TARGET_ROWS = 90, 12, 8
 INVALID, TWINS = [4, 33], [(7, 50), (11, 80)]  # the second of twins equals the first
-OTHERS = [name for name in SELECTORS if name != WALK]
+OTHERS = [name for name in NAMES if name != WALK]
 
 
 def small_numbers(rows: int, seed: int) -> np.ndarray:
@@ -37,12 +38,6 @@ def sentences(rows: int, seed: int) -> list[str]:
         " ".join(f"Word{number}" for number in rng.geometric(0.1, rng.integers(3, 31)))
         for _ in range(rows)
     ]
-
-
-@pytest.fixture(autouse=True)
-def sorted_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a pool that is larger than what is sorted at first."""
-    monkeypatch.setattr("g2is_ray.selector.interface._FIRST_SORTED", 2)
 
 
 @pytest.fixture
@@ -78,8 +73,8 @@ def pool(x: np.ndarray, texts: list[str]) -> Pool:
 
 def picked(name: str, pool: Pool, target: Target, x: np.ndarray, budget: Budget) -> list[int]:
     selector = find(name)()
-    aim = Aim(target=target, products=align(ArrayRows(x), [selector.directions(target)])[0][0])
-    return [pick.row for pick in choose(selector, pool, [aim], budget)]
+    products, _ = scan(ArrayRows(x), [selector.directions(target)])
+    return selector.select(pool, [target], products, budget).rows
 
 
 # ---- the rules, transcribed ------------------------------------------------------
@@ -202,6 +197,14 @@ def test_a_selector_is_its_rule(name, count, pool, target, x, texts):
     assert picked(name, pool, target, x, Budget(amount=count)) == wanted
 
 
+@pytest.mark.parametrize("first_sorted", [1, 2, 50, 1000])
+def test_rows_sorted_batch_by_batch_come_in_the_order_of_one_sort(first_sorted):
+    scores = np.random.default_rng(0).integers(0, 9, 200).astype(np.float32)
+    free = np.arange(200) % 3 > 0
+    wanted = [row for row in np.argsort(-scores, kind="stable").tolist() if free[row]]
+    assert list(descending(scores, free, first_sorted)) == wanted
+
+
 def test_every_selector_but_random_has_a_rule_here():
     assert {"random", *RULES} == set(OTHERS)
 
@@ -229,19 +232,19 @@ TOKENS = np.random.default_rng(5).integers(1, 60, ROWS)
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 3.0)], ids=["one target", "two"])
 def test_tokens_are_spent_to_within_a_row(name, amount, weights, pool, target, x):
     selector = find(name)()
-    products = align(ArrayRows(x), [selector.directions(target)])[0][0]
-    aims = [Aim(target=target, products=products, weight=weight) for weight in weights]
-    rows = [r.row for r in choose(selector, pool, aims, Budget(amount=amount, tokens=TOKENS))]
+    products, _ = scan(ArrayRows(x), [selector.directions(target)] * len(weights))
+    targets = [replace(target, weight=weight) for weight in weights]
+    budget = Budget(amount=amount, tokens=TOKENS)
+    rows = selector.select(pool, targets, products, budget).rows
     assert len(rows) == len(set(rows)) > 0
     assert amount - TOKENS.max() < TOKENS[rows].sum() <= amount
 
 
 def walked(pool: Pool, target: Target, x: np.ndarray, amount: int, **settings) -> list[int]:
-    rows, of_walk = ArrayRows(x), WalkSettings(**settings)
-    knowledge = knowledge_of(target.features, DIMENSIONS, of_walk)
-    [along], valid = align(rows, [knowledge.directions])
+    rows, walk = ArrayRows(x), GradientWalk(WalkSettings(**settings))
+    products, valid = scan(rows, [walk.directions(target)])
     budget = Budget(amount=amount, tokens=TOKENS)
-    found = carry_out(knowledge, rows, pool.neighbors, along, valid, of_walk, budget)
+    found = walk.select(replace(pool, free=valid, features=rows), [target], products, budget)
     assert [pick.rank for pick in found.picks] == list(range(len(found.picks)))
     return found.rows
 
@@ -269,9 +272,9 @@ class Twice(Selector):
 
 
 def test_a_row_that_is_not_free_is_refused(pool, target):
-    aim = Aim(target=target, products=np.empty((0, ROWS), dtype=np.float32))
+    products = [np.empty((0, ROWS), dtype=np.float32)]
     with pytest.raises(InputError, match="Twice picked row 1, which is picked already"):
-        choose(Twice(), pool, [aim], Budget(amount=2))
+        Twice().select(pool, [target], products, Budget(amount=2))
 
 
 @pytest.mark.parametrize(

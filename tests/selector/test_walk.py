@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from walks import walk
 
 from g2is_ray.config import WalkSettings
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.features.vectors import normalize
 from g2is_ray.graph.search import knn_graph
-from g2is_ray.selection.selection import Selection, select
-from g2is_ray.selector.walk import dot_products, walk
+from g2is_ray.selection.arrays import select_from
+from g2is_ray.selection.budget import row_budget
+from g2is_ray.selector.interface import Target
+from g2is_ray.selector.picks import Selection
+from g2is_ray.selector.walk import dot_products
+from g2is_ray.selector.walking import GradientWalk
 
 ORACLES = sorted((Path(__file__).parents[1] / "oracle").glob("*.json"))
 
@@ -27,18 +32,22 @@ def run_oracle(path: Path, on_exhausted: str) -> tuple[dict, np.lib.npyio.NpzFil
     wanted, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     settings = published(
         on_exhausted=on_exhausted,
-        **{name: wanted[name] for name in ("fraction", "delta", "explained_variance")},
+        **{name: wanted[name] for name in ("delta", "explained_variance")},
     )
     x = normalize(arrays["train"])
-    return wanted, arrays, select(ArrayRows(x), arrays["graph"], arrays["target"], settings)
+    budget = row_budget(len(x), wanted["fraction"])
+    walk = GradientWalk(settings)
+    selection = select_from(walk, ArrayRows(x), arrays["graph"], arrays["target"], budget)
+    return wanted, arrays, selection
 
 
 @pytest.mark.parametrize("path", ORACLES, ids=lambda path: path.stem)
 def test_selection_equals_the_authors(path: Path) -> None:
     wanted, _, selection = run_oracle(path, "stop")
     assert selection.rows == wanted["selected"]
-    assert selection.summary()["budget"] == wanted["budget"]
-    assert selection.summary()["components"] == wanted["components"]
+    budgets = [one["budget"] for one in selection.details["per_component"]]
+    assert sum(budgets) == wanted["budget"]
+    assert selection.details["components"] == len(budgets) == wanted["components"]
 
 
 @pytest.mark.parametrize("path", ORACLES, ids=lambda path: path.stem)
@@ -53,11 +62,14 @@ def test_restart_fills_the_budget_and_begins_as_published(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ORACLES, ids=lambda path: path.stem)
 def test_each_step_says_what_happened(path: Path) -> None:
-    _, arrays, selection = run_oracle(path, "restart")
+    wanted, arrays, selection = run_oracle(path, "restart")
     x = normalize(arrays["train"])
+    target = Target(features=arrays["target"], texts=[], subtasks=[])
+    rules = published(explained_variance=wanted["explained_variance"])
+    components = GradientWalk(rules).knowledge(target).components
     last = -1
     for pick in selection.picks:
-        component = selection.knowledge.components[pick.component]
+        component = components[pick.component]
         if pick.step == "neighbor":
             assert pick.row in arrays["graph"][last]
             assert pick.similarity == pytest.approx(float(x[last] @ x[pick.row]), abs=1e-5)

@@ -4,24 +4,21 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from walks import walk
 
 from g2is_ray.config import WalkSettings
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.features.vectors import normalize
 from g2is_ray.graph.search import knn_graph
-from g2is_ray.selection.budget import Budget
-from g2is_ray.selection.selection import carry_out, knowledge_of
-from g2is_ray.selector.walk import Pick, align, dot_products, walk
+from g2is_ray.selection.scan import scan
+from g2is_ray.selector.budget import Budget
+from g2is_ray.selector.interface import Pool, Target
+from g2is_ray.selector.picks import Pick, Pieces
+from g2is_ray.selector.walk import dot_products
+from g2is_ray.selector.walking import GradientWalk
 
 ROWS, DIMENSIONS = 60, 6
 CONFLICT, INCONSISTENT = "conflicting", "inconsistent"
-
-
-@pytest.fixture(autouse=True)
-def compared_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with many more rows and picks than are looked at first."""
-    monkeypatch.setattr("g2is_ray.selector.walk._FIRST_BLOCK", 2)
-    monkeypatch.setattr("g2is_ray.selector.walk._FIRST_MEMBERS", 2)
 
 
 def small_numbers(rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -35,7 +32,7 @@ def cosine(c: np.ndarray, rows: np.ndarray) -> float:
 
 
 def transcribed(x, near, components, budgets, rules: WalkSettings) -> list[tuple]:
-    """Picks as (row, component, step, neighbors passed over by rule), all anew at every step."""
+    """Picks as (row, component, step, neighbors passed over by rule), recomputed at every step."""
     x = x.astype(np.float64)
     picks: list[tuple] = []
     rows: list[int] = []
@@ -92,9 +89,10 @@ def test_a_walk_is_its_rules(on_exhausted):
         x[[4, 33]] = 0
         x[[50, 20]] = x[[7, 21]]
         near, budgets = knn_graph(x, 8), [12, 9, 6]
-        found = list(
-            walk(ArrayRows(x), near, components, budgets, delta=0.9, on_exhausted=on_exhausted)
-        )
+        rules = {"delta": 0.9, "on_exhausted": on_exhausted}
+        given = ArrayRows(x), near, components, budgets
+        found = list(walk(*given, first_looked_at=2, **rules))
+        assert list(walk(*given, **rules)) == found
         wanted = transcribed(
             x, near, components, budgets, WalkSettings(delta=0.9, on_exhausted=on_exhausted)
         )
@@ -112,36 +110,36 @@ def unit_rows(rows: int) -> np.ndarray:
 
 
 def test_it_goes_on_after_any_component_as_if_it_had_not_ended():
-    settings = WalkSettings(explained_variance=1.0)
+    selector = GradientWalk(WalkSettings(explained_variance=1.0))
     x, near = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6)
-    knowledge = knowledge_of(unit_rows(20)[::2], DIMENSIONS, settings)
-    [along], valid = align(x, [knowledge.directions])
-    pieces: list[list[Pick]] = []
+    target = Target(features=unit_rows(20)[::2], texts=[], subtasks=[])
+    products, valid = scan(x, [selector.directions(target)])
+    pool = Pool(free=valid, features=x, neighbors=near)
+    saved: list[list[Pick]] = []
 
-    def walked(earlier: list[list[Pick]], save=None) -> list[Pick]:
-        given = (knowledge, x, near, along, valid, settings, Budget(amount=60))
-        return carry_out(*given, earlier=earlier, save=save).picks
+    def walked(pieces: Pieces) -> list[Pick]:
+        return list(selector.select(pool, [target], products, Budget(amount=60), pieces).picks)
 
-    whole = walked([], lambda component, picks: pieces.append(picks))
-    assert len(pieces) == DIMENSIONS
+    whole = walked(Pieces(save=lambda component, picks: saved.append(picks)))
+    assert len(saved) == DIMENSIONS
     for ended in range(1, DIMENSIONS):
-        assert walked(pieces[:ended]) == whole
+        assert walked(Pieces(earlier=saved[:ended])) == whole
 
 
 def test_a_walk_within_the_nearest_rows_is_one_on_which_no_others_may_be_picked():
     x, near, target = ArrayRows(unit_rows(200)), knn_graph(unit_rows(200), 6), unit_rows(30)[::3]
-    settings = WalkSettings(within=0.25)
-    knowledge = knowledge_of(target, DIMENSIONS, settings)
-    [along], valid = align(x, [knowledge.directions])
+    wanted = Target(features=target, texts=[], subtasks=[])
     nearest = np.argsort(-(unit_rows(200) @ target.mean(axis=0)), kind="stable")[:50]
     masked = np.isin(np.arange(200), nearest)
 
-    def walked(valid: np.ndarray, settings: WalkSettings) -> list[Pick]:
-        return carry_out(knowledge, x, near, along, valid, settings, Budget(amount=40)).picks
+    def walked(free: np.ndarray, **rules: float) -> list[Pick]:
+        selector = GradientWalk(WalkSettings(**rules))
+        products, _ = scan(x, [selector.directions(wanted)])
+        pool = Pool(free=free, features=x, neighbors=near)
+        return list(selector.select(pool, [wanted], products, Budget(amount=40)).picks)
 
-    assert (
-        walked(valid, settings) == walked(masked, WalkSettings()) != walked(valid, WalkSettings())
-    )
+    every = np.ones(200, dtype=bool)
+    assert walked(every, within=0.25) == walked(masked) != walked(every)
 
 
 def test_a_path_forms_no_dot_product_twice(monkeypatch):
@@ -154,7 +152,7 @@ def test_a_path_forms_no_dot_product_twice(monkeypatch):
     monkeypatch.setattr("g2is_ray.selector.walk.dot_products", counted)
     x = unit_rows(120)
     axis, rules = np.eye(DIMENSIONS)[:1], {"on_exhausted": "stop"}
-    picks = list(walk(ArrayRows(x), knn_graph(x, 6), axis, [100], **rules))
+    picks = list(walk(ArrayRows(x), knn_graph(x, 6), axis, [100], first_looked_at=2, **rules))
     steps = Counter(pick.step for pick in picks)
     assert min(steps["neighbor"], steps["fallback"]) > 1
     assert max(formed.values()) == 1
