@@ -1,7 +1,5 @@
 """Embeddings are what they are said to be, whatever the batch, and are made once."""
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,6 @@ from g2is_ray.features.store import FeatureSet
 from g2is_ray.features.writer import FeaturePart
 from g2is_ray.models.batches import IGNORED
 from g2is_ray.workspace.workspace import Workspace
-from jobs import parts as job
 from jobs.session import Session
 
 WORKSPACE = ["--workspace", "ws"]
@@ -69,27 +66,9 @@ def test_an_example_that_never_fits_is_refused_with_its_length():
 # ---- of a workspace ---------------------------------------------------------------
 
 
-class Here:
-    """In place of the pool of workers: one worker, in this process."""
-
-    done: ClassVar[list[str]] = []
-
-    def __init__(self, actor_class, arguments, share, **options):
-        self._worker = actor_class(**arguments)
-
-    def run(self, items, label):
-        Here.done += map(str, items)
-        return {item: self._worker.process(item) for item in items}
-
-
 @pytest.fixture
-def held(tmp_path, monkeypatch, g2is, tiny_model):
+def held(empty_folder, in_process, g2is, tiny_model):
     """A pool in three parts and a target, and nothing else."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "WorkerPool", Here)
-    monkeypatch.setattr(job, "share_of_cluster", lambda *given, **more: None)
-    monkeypatch.setattr(Session, "ray", lambda self: None)
-    monkeypatch.setattr(Here, "done", [])
     write("pool.jsonl", *(row(i) for i in range(20)))
     write("val.jsonl", *(row(i) for i in range(30, 35)))
     read = ["--model", tiny_model, "--part-rows", "8", "--max-tokens", "64"]
@@ -97,25 +76,25 @@ def held(tmp_path, monkeypatch, g2is, tiny_model):
     return Workspace("ws")
 
 
-def test_a_part_that_is_lost_is_made_again_alone(held, g2is):
+def test_a_part_that_is_lost_is_made_again_alone(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     parts = [f"embeddings/part-0000{part}" for part in range(3)]
-    assert Here.done == [*parts, "targets/law/embeddings/part-00000"]
+    assert list(map(str, in_process)) == [*parts, "targets/law/embeddings/part-00000"]
     whole = FeatureSet(held, "embeddings").read_all()
     held.write_bytes("embeddings/part-00001.npy", b"half")
     g2is("embeddings", *WORKSPACE)
-    assert Here.done[4:] == parts[1:2]
+    assert list(map(str, in_process[4:])) == parts[1:2]
     np.testing.assert_array_equal(FeatureSet(held, "embeddings").read_all(), whole)
     assert held.require("embeddings", "embeddings")["rows"] == 20
 
 
-def test_rows_that_are_appended_alone_are_embedded(held, g2is):
+def test_rows_that_are_appended_alone_are_embedded(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     before = FeatureSet(held, "embeddings").read_all()
     write("more.jsonl", *(row(i) for i in range(20, 25)))
     g2is("ingest", "--append", "more.jsonl", *WORKSPACE)
     g2is("embeddings", *WORKSPACE)
-    assert Here.done[4:] == ["embeddings/part-00003"]
+    assert list(map(str, in_process[4:])) == ["embeddings/part-00003"]
     grown = FeatureSet(held, "embeddings").read_all()
     assert len(grown) == 25
     np.testing.assert_array_equal(grown[:20], before)
