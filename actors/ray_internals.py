@@ -1,15 +1,18 @@
-"""Ray's private interfaces that the project uses: one function each, and why it is needed.
+"""Every private interface of Ray that the project uses: one function each, and its reason.
 
-Any release of Ray may change them, so its version is pinned, and
-`tests/actors/test_ray_internals.py` checks that they exist.
+Any release of Ray may change them. So the version of Ray is pinned, no other file uses a private
+interface, and `tests/actors/test_ray_internals.py` names the function that an upgrade breaks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,10 +23,12 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.worker import global_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import RayError
 
 _REQUEST_SECONDS = 60.0
 
@@ -59,55 +64,63 @@ def without_uv_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(owner, name, before)
+
+
+def objects_in_files(folder: Path) -> dict[str, Any]:
+    """Return the option of `ray.init` that keeps Ray's objects in a folder.
+
+    Without it, Ray needs /dev/shm, and warns on every start where that is small.
+    """
+    return {"_plasma_directory": str(folder)}
 
 
 def read_authentication_again() -> None:
-    """Have Ray look at RAY_AUTH_MODE and at its token again: it keeps what it read first."""
+    """Have Ray read RAY_AUTH_MODE and its token again: Ray keeps what it reads first."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def use_token_if_there() -> None:
-    """Use the token of this machine if there is one and RAY_AUTH_MODE is unset.
+    """Use the token of this machine, if it has one and RAY_AUTH_MODE is unset.
 
-    `ray.init` does so for the address `auto`, not for the HOST:PORT that this stands for.
+    `ray.init` does so for the address `auto`, but not for the HOST:PORT that `auto` stands for.
     """
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def note_address(folder: str) -> None:
-    """Write the address of the Ray that was started into `folder`, where its processes look.
+    """Write the address of the running Ray into `folder`, where Ray's processes look for it.
 
-    `ray.init` does not, so they would take another Ray on this machine for theirs.
+    `ray.init` does not, so the processes would join another Ray on this machine.
     """
     utils.write_ray_address(global_worker.node.gcs_address, folder)  # type: ignore[union-attr]
 
 
 def detected_address() -> str:
-    """The address of the cluster that runs on this machine, as `auto` means it, or nothing."""
+    """Return the address of the cluster on this machine, as `auto` means it, or an empty text."""
     found = utils.read_ray_address()
     return found or next(iter(services.find_gcs_addresses()), "")
 
 
 def as_ray_reaches(address: str) -> str:
-    """HOST:PORT as Ray uses it: this machine's own address in place of a loopback one."""
+    """Return HOST:PORT as Ray uses it: with this machine's address in place of a loopback one."""
     return str(services.canonicalize_bootstrap_address(address))
 
 
 def cluster_versions(address: str, seconds: float) -> dict[str, str]:
-    """The `ray_version` and `python_version` of the cluster at HOST:PORT.
+    """Return the `ray_version` and `python_version` of the cluster at HOST:PORT.
 
-    `ray.init` compares them too, but waits minutes for an address that does not answer.
+    `ray.init` compares the versions too, but waits minutes for an address that does not answer.
 
     Raises:
-        grpc.RpcError: the address does not answer in time, is no cluster's, or refuses the token.
+        grpc.RpcError: the address does not answer in time, is not a cluster, or refuses the token.
     """
     with init_grpc_channel(address) as channel:
         stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
@@ -124,22 +137,63 @@ def is_refused_token(error: grpc.RpcError) -> bool:
     return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
+@contextlib.contextmanager
+def worker_output_to(take: Callable[[str], None]) -> Iterator[None]:
+    """Give the lines that workers print to `take`, for the `with` block, not to the terminal.
+
+    Ray's public choice is to print all lines or none. Lines of Ray's own processes, such as the
+    autoscaler, still reach the terminal. `take` is called in a thread of Ray and must not raise.
+    """
+    dispatcher = global_worker_stdstream_dispatcher
+    to_terminal = dispatcher.emit
+
+    def emit(batch: dict[str, Any]) -> None:
+        if not str(batch.get("pid")).isdecimal():
+            to_terminal(batch)
+            return
+        name = batch.get("actor_name") or batch.get("task_name") or "worker"
+        for line in batch["lines"]:
+            take(f"({name} pid={batch['pid']}, ip={batch.get('ip')}) {line}")
+
+    with _replaced(dispatcher, "emit", emit):
+        yield
+
+
+# ---- actors ------------------------------------------------------------------
+
+
+def call_in_actor(actor: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the task that calls `function(instance, *arguments)` in the process of an actor.
+
+    A public method for the call would have to be part of every actor class.
+    """
+    return actor.__ray_call__.remote(function, *arguments)
+
+
+def failed_in_constructor(error: RayError) -> bool:
+    """Whether an actor died because its constructor raised, which Ray tells in no public way."""
+    return bool(getattr(error, "actor_init_failed", False))
+
+
 # ---- what the autoscaler says ------------------------------------------------
 
 
 def has_autoscaler_v2() -> bool:
-    """Whether the cluster's autoscaler is the one that says what it cannot bring."""
+    """Whether the cluster has autoscaler v2, which reports the requests that it cannot meet."""
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 def cluster_status() -> Any:
-    """A GetClusterStatusReply: demands, pending machines, failed launches; no public call says."""
+    """Return a GetClusterStatusReply: demands, pending machines, failed launches.
+
+    No public call returns them.
+    """
     messages: Any = autoscaler_pb2  # typed at run time
     return messages.GetClusterStatusReply.FromString(_gcs().get_cluster_status())
 
 
 def autoscaler_v1_report() -> dict[str, Any]:
-    """What the older autoscaler reports, or nothing where there is none."""
+    """Return the report of autoscaler v1; empty if there is none. No public call returns it."""
     status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None)
     return (json.loads(status).get("autoscaler_report") if status else None) or {}
 
@@ -153,9 +207,9 @@ def _gcs() -> Any:
 
 
 def interruptible_trainer(**options: Any) -> Any:
-    """A TorchTrainer of `options` that leaves Ctrl-C to the process.
+    """Return a TorchTrainer that leaves Ctrl-C to the process.
 
-    Ray's own handler ends the process with status 1, and stays in force after the training.
+    Ray's handler ends the process with status 1, and stays installed after the training.
     """
     from ray.train.torch import TorchTrainer
 
@@ -164,11 +218,31 @@ def interruptible_trainer(**options: Any) -> Any:
     return trainer
 
 
-def patient_job_client(address: str) -> Any:
-    """A JobSubmissionClient whose requests end: Ray's wait forever on a connection that is gone.
+CHECKPOINT_RECORD = "checkpoint_manager_snapshot.json"
+"""Ray Train's file with the names of a training's checkpoints, in the training's folder."""
+
+_NAMED = re.compile(r'"checkpoint_dir_name": "((?:[^"\\]|\\.)*)"')
+
+
+def recorded_checkpoints(record: str) -> list[str]:
+    """Return the names of checkpoints in the text of a `CHECKPOINT_RECORD`.
+
+    Ray Train removes the folders of these names, so the names must be checked before a training.
 
     Raises:
-        ConnectionError, RuntimeError, AuthenticationError: nothing answers at the URL, or refuses.
+        ValueError, RecursionError: the text is not JSON.
+    """
+    return _NAMED.findall(json.dumps(json.loads(record)))
+
+
+def patient_job_client(address: str) -> Any:
+    """Return a JobSubmissionClient whose requests have a time limit.
+
+    Ray's requests have none, and wait forever on a lost connection.
+
+    Raises:
+        ConnectionError, RuntimeError: nothing answers at the URL.
+        AuthenticationError: the cluster refuses the token.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -176,6 +250,8 @@ def patient_job_client(address: str) -> Any:
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": _REQUEST_SECONDS, **options})
 
+    for name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     # RAY_ADDRESS would win over the URL, but this variable wins over both.
     os.environ[ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE] = address
     return PatientClient(address)

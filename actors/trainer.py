@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -13,7 +12,11 @@ import ray.train
 
 from actors.connection.cluster import Share
 from actors.pool.version_check import check_nodes
-from actors.ray_internals import interruptible_trainer
+from actors.ray_internals import (
+    CHECKPOINT_RECORD,
+    interruptible_trainer,
+    recorded_checkpoints,
+)
 from g2is_ray.config import ExecutionSettings, TrainingPlan
 from g2is_ray.errors import G2isError, MissingError, WorkError, WorkspaceError
 from g2is_ray.workspace import scratch
@@ -22,9 +25,7 @@ from g2is_ray.workspace.workspace import Workspace
 log = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
-_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own
-_NAMED = re.compile(r'"checkpoint_dir_name": "((?:[^"\\]|\\.)*)"')
-_RESTARTS = 3  # of a training whose workers fail; a restart goes on from the last checkpoint
+_RESTARTS = 3  # of a training whose workers fail, each from the last checkpoint
 
 
 def train(
@@ -37,17 +38,17 @@ def train(
 ) -> dict[str, Any]:
     """Train an adapter on pool rows and write it as `stage`; returns the stage's receipt.
 
-    A killed training that is started again goes on from its last checkpoint.
+    A training that was killed resumes from its last checkpoint.
 
     Raises:
         G2isError: model, adapter or rows cannot be used.
         WorkError: the workers failed too often, or nodes cannot train: see `check_nodes`.
     """
     run_name = stage.replace("/", "-").replace("@", "-vs-")
-    own = f"{_CHECKPOINTS}/{run_name}"
-    # One that is new, or removed to be made anew, does not go on from what was before.
-    if not workspace.names(stage) or not _names_own_checkpoints(workspace, own):
-        workspace.remove(own)
+    folder = f"{_CHECKPOINTS}/{run_name}"
+    # A stage that is new or was removed must not resume from checkpoints of an earlier training.
+    if not workspace.names(stage) or not _names_own_checkpoints(workspace, folder):
+        workspace.remove(folder)
     file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
     check_nodes(share.num_cpus, share.num_gpus)
     trainer = interruptible_trainer(
@@ -78,27 +79,27 @@ def train(
         result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise WorkError(
-            f"{stage}: training failed {_RESTARTS + 1} times: {_reason(error)}; start it again to "
-            "go on from its last checkpoint"
+            f"{stage}: training failed {_RESTARTS + 1} times: {_reason(error)}; give the same "
+            "command again to resume from the last checkpoint"
         ) from error
     if result.return_value:
-        workspace.remove(f"{_CHECKPOINTS}/{run_name}")
+        workspace.remove(folder)
         raise G2isError(result.return_value)
     receipt = workspace.receipt(stage)
     if receipt is None:
-        raise WorkError(f"{stage}: training ended without an adapter; start it again")
-    workspace.remove(f"{_CHECKPOINTS}/{run_name}")
+        raise WorkError(f"{stage}: training ended without an adapter; give the same command again")
+    workspace.remove(folder)
     return receipt
 
 
 def _names_own_checkpoints(workspace: Workspace, folder: str) -> bool:
-    """Whether Ray Train's record of a training names checkpoints in its folder, and no others.
+    """Whether Ray Train's record of a training names only checkpoints in the training's folder.
 
-    Ray Train removes what its record names, and the workspace may be from anybody.
+    Ray Train removes the folders that its record names, and the workspace may not be trusted.
     """
     try:
-        text = workspace.read_bytes(f"{folder}/{_RECORD}").decode()
-        names = _NAMED.findall(json.dumps(json.loads(text)))
+        record = workspace.read_bytes(f"{folder}/{CHECKPOINT_RECORD}").decode()
+        names = recorded_checkpoints(record)
     except MissingError:
         return True
     except (WorkspaceError, ValueError, RecursionError):
@@ -113,8 +114,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _train_on_worker(config: dict[str, Any]) -> str:
-    """Train and save; returns why the input was refused, or nothing."""
-    # Here, because Ray's train controller imports this module and needs none of it.
+    """Train and save; returns why the input was refused, or an empty text."""
+    # Imported here, because Ray's train controller imports this module and needs none of them.
     from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
 
     from g2is_ray.training.tuning import TunedModel
@@ -130,20 +131,16 @@ def _train_on_worker(config: dict[str, Any]) -> str:
                 scratch=temporary,
                 world_size=ray.train.get_context().get_world_size(),
             )
-        except G2isError as error:  # raised, it would be tried again, which cannot help
+        except G2isError as error:  # Ray Train would retry a raised error, which cannot help
             return str(error)
         tuned.trainer.add_callback(RayTrainReportCallback())
-        trainer = prepare_trainer(tuned.trainer)
+        prepare_trainer(tuned.trainer)
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            trainer.train()
+            tuned.train()
         else:
             with checkpoint.as_directory() as folder:
-                trainer.train(
-                    resume_from_checkpoint=str(
-                        Path(folder) / RayTrainReportCallback.CHECKPOINT_NAME
-                    )
-                )
+                tuned.train(str(Path(folder) / RayTrainReportCallback.CHECKPOINT_NAME))
         if ray.train.get_context().get_world_rank() == 0:
             tuned.save()
     return ""

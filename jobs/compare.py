@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.trial_worker import TrialWorker
+from actors.workers import TrialOrder, TrialWorker
 from g2is_ray.comparison.comparison import Trials, collect, table
 from g2is_ray.comparison.trials import Trial
 from g2is_ray.config import (
@@ -26,14 +26,14 @@ from g2is_ray.errors import SettingError
 from g2is_ray.report.comparison_page import render_comparison
 from g2is_ray.selection.budget import token_budget
 from g2is_ray.selector.methods import CompareSettings, Method, methods_of
+from g2is_ray.training.plans import tuning_plan
 from g2is_ray.workspace.layout import POOL, comparison_file, comparison_stage
 from jobs.ingest import pool_settings
 from jobs.model import lora_settings
-from jobs.parts import finish_parts
+from jobs.parts import StageWorkers
 from jobs.selection import make_selections
 from jobs.selection_tasks import Task, task_of
 from jobs.session import Session
-from jobs.tune import tuning_plan
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def _check(session: Session, settings: CompareSettings, methods: Sequence[Method
     names = [method.name for method in methods]
     if settings.reference not in names:
         raise SettingError(
-            f"reference {settings.reference} is none of the methods: {', '.join(names)}"
+            f"reference {settings.reference} is not one of the methods: {', '.join(names)}; set "
+            "reference to one of them"
         )
     for target in session.targets():
         if not session.workspace.exists(f"targets/{target}/test/receipt.json"):
@@ -84,7 +85,7 @@ def _check(session: Session, settings: CompareSettings, methods: Sequence[Method
 
 
 def _budget(session: Session, tokens: NDArray[np.int64]) -> int:
-    """Supervised tokens that each method may select, of rows that have `tokens` [n]."""
+    """Return how many supervised tokens each method may select; the rows have `tokens` [n]."""
     stages = [f"selections/{target}" for target in session.targets()]
     chosen = session.settings(SelectorSettings, *stages)
     fraction = session.settings(WalkSettings, *stages).fraction
@@ -94,7 +95,7 @@ def _budget(session: Session, tokens: NDArray[np.int64]) -> int:
 def _tasks(
     session: Session, target: str, amount: int, method: Method, seeds: Sequence[int]
 ) -> list[Task]:
-    """What a method is to select for each seed: the same, unless its selector reads the seed."""
+    """Return a method's selection task for each seed; all equal if its selector ignores seeds."""
     stage = f"{comparison_stage(amount, target)}/selections/{method.name}"
     task = task_of(session, target, method, stage=stage)
     task = dataclasses.replace(task, chosen=dataclasses.replace(task.chosen, budget_tokens=amount))
@@ -114,7 +115,7 @@ def _trials(
     seeds: Sequence[int],
     amount: int,
 ) -> Mapping[str, Trials]:
-    """The trials of each target and method."""
+    """Return the trials of each target and method."""
     trials: dict[str, dict[str, list[Trial]]] = {target: {} for target, _ in tasks}
     for (target, method), each in tasks.items():
         trials[target][method] = [
@@ -132,18 +133,18 @@ def _trials(
 
 
 def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
-    """Run what is not done, the first seed of all methods first.
+    """Run trials without a receipt, the first seed of all methods first.
 
     Args:
-        rows: how many rows of average length the budget would buy, which decides the number of
-            optimizer steps.
+        rows: number of rows of average length that the budget allows, which determines the number
+            of optimizer steps.
     """
     model, read, _ = pool_settings(session)
     stages = {target: next(iter(own.values()))[0].stage for target, own in trials.items()}
     first, stage = next(iter(stages.items()))
     lora = lora_settings(session, model, stage, "warmup")
     tune = session.settings(TuneSettings, stage, f"tuned/{first}")
-    plan = dataclasses.replace(  # each trial has a seed of its own
+    plan = dataclasses.replace(  # each trial replaces the seed
         tuning_plan(model, lora, tune, max_tokens=read.max_tokens, seed=0),
         steps_per_epoch=math.ceil(rows / tune.tune_batch_size),
     )
@@ -159,18 +160,18 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     bases = [Trial(stage=stage, target=target) for target, stage in stages.items()]
     by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
     tuned = [trial for each in by_seed for trial in each]
-    settings = {"model": model, "plan": plan, "evaluate": evaluate, "execution": session.execution}
+    order = TrialOrder(
+        url=session.workspace.location(""),
+        model=model,
+        plan=plan,
+        evaluate=evaluate,
+        execution=session.execution,
+    )
     receipts: dict[Trial, dict[str, Any]] = {}
-    for every in (bases, tuned):  # apart, or the short ones would make the long ones look hung
-        receipts |= finish_parts(
-            session,
-            {trial: (trial.stage, trial.name) for trial in every},
-            "compare",
-            TrialWorker,
-            {"url": session.workspace.location(""), "settings": settings},
-            session.execution.workers,
-            is_current=Trial.is_done,
-        )
+    with StageWorkers(session, TrialWorker, order, session.execution.workers) as workers:
+        for every in (bases, tuned):  # apart, or short trials would make long ones look hung
+            items = {trial: (trial.stage, trial.name) for trial in every}
+            receipts |= workers.finish(items, "compare", is_current=Trial.is_done)
     for stage in stages.values():
         own = [receipt for trial, receipt in receipts.items() if trial.stage == stage]
         seconds = round(sum(receipt["seconds"] for receipt in own), 3)

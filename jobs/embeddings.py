@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.feature_workers import EmbeddingWorker
+from actors.workers import EmbeddingOrder, EmbeddingWorker
 from jobs.features import compute_features, feature_stages
 from jobs.ingest import pool_settings
 from jobs.session import Session
@@ -14,5 +14,10 @@ def embeddings(session: Session) -> None:
     stages = feature_stages(session, "embeddings")
     for stage, examples in stages.items():
         session.begin(stage, model, inputs=[examples], grown="extend")
-    built_with = {"model": model, "execution": session.execution, "max_tokens": read.max_tokens}
-    compute_features(session, stages, EmbeddingWorker, built_with)
+    order = EmbeddingOrder(
+        url=session.workspace.location(""),
+        model=model,
+        execution=session.execution,
+        max_tokens=read.max_tokens,
+    )
+    compute_features(session, stages, EmbeddingWorker, order)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from actors.evaluator import Evaluator, Measured
+from actors.workers import EvaluationOrder, EvaluationWorker
 from g2is_ray.config import EvaluateSettings, ReadSettings
+from g2is_ray.training.evaluation import Measured
 from g2is_ray.workspace.layout import BASE, score_name, variants_in
 from jobs.ingest import pool_settings
 from jobs.parts import finish_parts
@@ -41,20 +42,20 @@ def _evaluate(session: Session, target: str) -> None:
         )
         for variant in variants
     ]
-    arguments = {
-        "url": workspace.location(""),
-        "target": target,
-        "model": model,
-        "evaluate": settings,
-        "execution": session.execution,
-        "max_tokens": read.max_tokens,
-    }
+    order = EvaluationOrder(
+        url=workspace.location(""),
+        target=target,
+        model=model,
+        evaluate=settings,
+        execution=session.execution,
+        max_tokens=read.max_tokens,
+    )
     receipts = finish_parts(
         session,
         {item: (stage, item.name) for item in items},
         stage,
-        Evaluator,
-        arguments,
+        EvaluationWorker,
+        order,
         session.execution.workers,
         is_current=Measured.is_done,
     )
@@ -72,14 +73,13 @@ def _warn_of_cuts(
 ) -> None:
     if scores.get("cut_replies"):
         log.warning(
-            "%s: %s: %d of %d replies have no end within %d tokens, so their answers may be "
-            "missing; raise max_new_tokens",
+            "%s: %s: %d of %d replies are cut at %d tokens, so answers may be missing; raise "
+            "max_new_tokens",
             *(stage, name, scores["cut_replies"], scores["exact_match_rows"]),
             settings.max_new_tokens,
         )
     if scores.get("cut_rows") and name == BASE:
         log.warning(
-            "%s: %d test rows are longer than %d tokens, so their loss is on their beginnings; "
-            "raise max_tokens",
+            "%s: %d test rows are longer than %d tokens and are cut there; raise max_tokens",
             *(stage, scores["cut_rows"], read.max_tokens),
         )

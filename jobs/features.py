@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from actors.feature_workers import FeatureWorker
+from actors.workers import FeatureWorker
 from g2is_ray.config import Features
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.features.writer import FeaturePart, refuse_invalid
@@ -31,13 +31,13 @@ def compute_features(
     session: Session,
     stages: Mapping[str, str],
     worker: type[FeatureWorker],
-    settings: Mapping[str, Any],
+    order: Any,
 ) -> None:
     """Finish the stages, which are begun.
 
     Args:
         stages: as `feature_stages` gives them.
-        settings: what the worker's writer is built with.
+        order: what the worker is built with.
     """
     workspace = session.workspace
     parts = [
@@ -50,7 +50,7 @@ def compute_features(
         {part: (part.stage, part_name(part.part)) for part in parts},
         next(iter(stages)),
         worker,
-        {"url": workspace.location(""), "settings": dict(settings)},
+        order,
         session.execution.workers,
         tasks_per_worker=2,  # one is read or written while the other is computed
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from actors.feature_workers import GradientWorker, ImportChecker
+from actors.workers import EmbeddingOrder, GradientOrder, GradientWorker, ImportChecker
 from g2is_ray.config import GradientSettings, ModelSettings, ReadSettings
 from g2is_ray.training import imported
 from g2is_ray.workspace.layout import GRADIENTS, POOL, WARMUP
@@ -36,23 +36,28 @@ def gradients(session: Session) -> None:
             facts={"adjusted": examples == POOL},
             grown="extend",
         )
-    built_with = {
-        "model": model,
-        "gradients": settings,
-        "seed": seed,
-        "execution": session.execution,
-        "max_tokens": read.max_tokens,
-    }
-    compute_features(session, stages, GradientWorker, built_with)
+    order = GradientOrder(
+        url=session.workspace.location(""),
+        model=model,
+        gradients=settings,
+        seed=seed,
+        execution=session.execution,
+        max_tokens=read.max_tokens,
+    )
+    compute_features(session, stages, GradientWorker, order)
 
 
 def _check_import(
     session: Session, model: ModelSettings, read: ReadSettings, warmup: Mapping[str, Any]
 ) -> None:
     """Warn of an adapter that does not do on this model what it did in its training."""
-    settings = {"settings": model, "execution": session.execution, "max_tokens": read.max_tokens}
-    arguments = {"url": session.workspace.location(""), "settings": settings}
+    order = EmbeddingOrder(
+        url=session.workspace.location(""),
+        model=model,
+        execution=session.execution,
+        max_tokens=read.max_tokens,
+    )
     item = imported.LOSSES
-    done = finish_parts(session, {item: (WARMUP, item)}, "warmup", ImportChecker, arguments, 1)
+    done = finish_parts(session, {item: (WARMUP, item)}, "warmup", ImportChecker, order, 1)
     if reason := imported.doubt(done[item], warmup, model.model):
         log.warning("warmup: %s", reason)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from actors.connection.cluster import share_of_cluster
-from actors.graph_worker import GraphWorker
+from actors.workers import GraphOrder, GraphWorker
 from g2is_ray.config import GraphSettings, as_dict
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.graph.builder import faiss_index
@@ -31,7 +31,7 @@ from g2is_ray.graph.search import check_neighbors, require_faiss
 from g2is_ray.selector.methods import ComparisonSettings, Method, methods_of
 from g2is_ray.selector.registry import graph_read, needs_graph, reads_of
 from g2is_ray.workspace.layout import GRAPH_KINDS, graph_stage
-from jobs.parts import finish_parts
+from jobs.parts import StageWorkers
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -85,12 +85,13 @@ def _write(session: Session, settings: GraphSettings) -> None:
     elif plan.parts < features.parts:
         plan = _extend(session, stage, plan, features)
     last = merges(features.parts)
-    if all(workspace.receipt(stage, task.piece) for task in last):
-        receipts = _do(session, stage, settings, last)
-    else:
-        plan = _prepare(session, stage, settings, plan, features)
-        for tasks in comparison(plan, features.parts):
-            receipts = _do(session, stage, settings, tasks)
+    with _workers(session, stage, settings) as workers:
+        if all(workspace.receipt(stage, task.piece) for task in last):
+            receipts = _do(workers, stage, last)
+        else:
+            plan = _prepare(session, workers, stage, settings, plan, features)
+            for tasks in comparison(plan, features.parts):
+                receipts = _do(workers, stage, tasks)
     edges = sum(receipt["edges"] for receipt in receipts)
     facts = {
         "rows": features.rows,
@@ -147,11 +148,16 @@ def _extend(session: Session, stage: str, plan: GraphPlan, features: FeatureSet)
 
 
 def _prepare(
-    session: Session, stage: str, settings: GraphSettings, plan: GraphPlan, features: FeatureSet
+    session: Session,
+    workers: StageWorkers,
+    stage: str,
+    settings: GraphSettings,
+    plan: GraphPlan,
+    features: FeatureSet,
 ) -> GraphPlan:
     """Find out how many lists must be probed; with `auto`, give lists up if it is too many."""
     for tasks in preparation(plan, features.parts):
-        receipts = _do(session, stage, settings, tasks)
+        receipts = _do(workers, stage, tasks)
     if plan.search == "ivf":
         (tuned,) = receipts
         log.info("%s: each row probes %d of %d lists", stage, tuned["probe"], tuned["lists"])
@@ -166,16 +172,16 @@ def _device(session: Session) -> str:
     return "cuda" if share_of_cluster(session.execution).num_gpus > 0 else "cpu"
 
 
-def _do(
-    session: Session, stage: str, settings: GraphSettings, tasks: Sequence[GraphTask]
-) -> list[dict[str, Any]]:
-    receipts = finish_parts(
+def _workers(session: Session, stage: str, settings: GraphSettings) -> StageWorkers:
+    return StageWorkers(
         session,
-        {task: (stage, task.piece) for task in tasks},
-        f"{stage}, {tasks[0].kind}",
         GraphWorker,
-        {"url": session.workspace.location(""), "stage": stage, "settings": settings},
+        GraphOrder(url=session.workspace.location(""), stage=stage, settings=settings),
         session.execution.workers,
         affinity=lambda task: task.group,
     )
-    return list(receipts.values())
+
+
+def _do(workers: StageWorkers, stage: str, tasks: Sequence[GraphTask]) -> list[dict[str, Any]]:
+    items = {task: (stage, task.piece) for task in tasks}
+    return list(workers.finish(items, f"{stage}, {tasks[0].kind}").values())

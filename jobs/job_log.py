@@ -1,4 +1,4 @@
-"""Following a job on a cluster: its log, once and in order, also where the connection is cut."""
+"""Follow a job on a cluster: print its log once and in order, across lost connections."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from g2is_ray.errors import WorkError
 log = logging.getLogger(__name__)
 
 LOST = 75
-"""Exit status where the job goes on, as far as is known, and cannot be followed: try again."""
+"""Exit status if the job cannot be followed any more, but goes on as far as is known."""
 
-_PATIENCE_SECONDS = 600.0  # that the cluster may be out of reach
-_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # between tries, the last one again and again
-_LOOK_SECONDS = 10.0  # between looks at whether a job with a silent log has ended
-_REST_SECONDS = 5.0  # that the log of a job that has ended may take to arrive
-_KEPT_CHARACTERS = 4000  # of the log's end, to find out why a job failed
+_PATIENCE_SECONDS = 600.0  # that the cluster may be unreachable
+_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # between tries; the last pause repeats
+_LOOK_SECONDS = 10.0  # between requests for the state of a job with a silent log
+_REST_SECONDS = 5.0  # that the last lines of a finished job may take to arrive
+_KEPT_CHARACTERS = 4000  # of the end of the log, which tells why a job failed
 
 _NOT_INSTALLED = re.compile(r"No module named '?(jobs|actors|g2is_ray)\b.*")
 _UNKNOWN_JOB = re.compile(r"status code 404.*does not exist", re.DOTALL)
@@ -35,7 +35,7 @@ CONNECTION_ERRORS = (OSError, RuntimeError, aiohttp.ClientError, TimeoutError)
 
 
 class Client(Protocol):
-    """What of Ray's JobSubmissionClient is used."""
+    """The methods of Ray's JobSubmissionClient that are used."""
 
     def get_job_info(self, job: str) -> Any: ...
     def get_job_logs(self, job: str) -> str: ...
@@ -53,14 +53,14 @@ def follow(
 ) -> int:
     """Print a job's log to its end; returns its exit status, or `LOST`.
 
-    Ray sends the log from its beginning with each connection, so what was printed is left out. A
-    connection that is cut is made again until the cluster was out of reach for
-    `patience_seconds`; what the cluster says of the job is then unknown, not a failure.
+    Ray sends the log from its beginning with each connection, so lines that were printed are
+    skipped. A lost connection is retried until the cluster is unreachable for `patience_seconds`;
+    the state of the job is then unknown, which is not a failure.
 
     Raises:
-        WorkError: the job was stopped, ended without an exit status, could not start for want of
-            the project, or is unknown to the cluster.
-        AuthenticationError: the token is no longer accepted.
+        WorkError: the job was stopped, ended without an exit status, could not start because the
+            project is not installed, or is unknown to the cluster.
+        AuthenticationError: the cluster no longer accepts the token.
     """
     printed = _Printed(show)
     waited, tries = 0.0, 0
@@ -72,11 +72,11 @@ def follow(
         except CONNECTION_ERRORS as error:
             if _UNKNOWN_JOB.search(str(error)):
                 raise WorkError(
-                    f"the cluster at {address} does not know job {job} any more: its head was "
-                    "replaced; submit it again to go on"
+                    f"the cluster at {address} no longer knows job {job}: its head was "
+                    "replaced; submit the job again to resume"
                 ) from None
             if not tries:
-                log.warning("lost the connection to %s, connecting again: %s", address, error)
+                log.warning("lost the connection to %s, reconnecting: %s", address, error)
         else:
             if info is not None:
                 return _outcome(info, job, printed.end)
@@ -85,15 +85,15 @@ def follow(
         sleep(pause)
         waited, tries = waited + pause, tries + 1
     log.error(
-        "the cluster at %s was out of reach for %.0f s; job %s goes on, as far as is known; to "
-        "follow it: ray job logs --follow --address %s %s",
+        "the cluster at %s was unreachable for %.0f s; job %s goes on, as far as is known; to "
+        "follow the job: ray job logs --follow --address %s %s",
         *(address, waited, job, address, job),
     )
     return LOST
 
 
 class _Printed:
-    """What of a log was printed."""
+    """The part of a log that is printed."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self.count = 0  # characters
@@ -101,7 +101,7 @@ class _Printed:
         self._show = show
 
     def show_from(self, position: int, text: str) -> int:
-        """Print what of a log's `text` at `position` is new; returns the position behind it."""
+        """Print the new part of a log's `text` at `position`; returns the position after it."""
         new = text[max(0, self.count - position) :]
         position += len(text)
         if new:
@@ -112,10 +112,10 @@ class _Printed:
 
 
 async def _print_log(client: Client, job: str, printed: _Printed) -> Any:
-    """Print a log until its connection ends; returns what the job has come to, or None.
+    """Print a log until its connection ends; returns the job's info if the job ended, or None.
 
     Raises:
-        One of CONNECTION_ERRORS: the cluster cannot say what has become of the job.
+        One of CONNECTION_ERRORS: the cluster cannot be asked for the job.
     """
     tail = asyncio.ensure_future(_print_tail(client, job, printed))
     try:
@@ -125,7 +125,7 @@ async def _print_log(client: Client, job: str, printed: _Printed) -> Any:
             ended = info.status.is_terminal()
             if ended:
                 await asyncio.wait({tail}, timeout=_REST_SECONDS)
-            if ended or tail.done():  # where no connection can stay open, the log comes this way
+            if ended or tail.done():  # the whole log, where no connection stays open
                 printed.show_from(0, await asyncio.to_thread(client.get_job_logs, job))
                 return info if ended else None
     finally:
@@ -140,17 +140,17 @@ async def _print_tail(client: Client, job: str, printed: _Printed) -> None:
 
 
 def _outcome(info: Any, job: str, log_end: str) -> int:
-    """The exit status of a job that has ended."""
+    """Return the exit status of a job that ended."""
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:
-        raise WorkError(f"job {job} was stopped; submit it again to go on")
+        raise WorkError(f"job {job} was stopped; submit it again to resume")
     if found := _NOT_INSTALLED.search(log_end) or _NO_PYTHON.search(log_end):
         raise WorkError(
-            f"the head of the cluster does not have g2is-ray for its `python` ({found[0].strip()}):"
+            f"`python` on the head of the cluster does not have g2is-ray ({found[0].strip()}):"
             f" install g2is-ray {__version__} on every node, as docs/operations.md says"
         )
     if not info.driver_exit_code or info.driver_exit_code < 0:
-        why = (info.message or "no reason is known").splitlines()[0]
-        raise WorkError(f"job {job} failed: {why}; submit it again to go on")
+        why = (info.message or "unknown reason").splitlines()[0]
+        raise WorkError(f"job {job} failed: {why}; submit it again to resume")
     return int(info.driver_exit_code)

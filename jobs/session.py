@@ -25,6 +25,7 @@ from g2is_ray.workspace.layout import NAME, targets_in
 from g2is_ray.workspace.workspace import Growth, Workspace
 from jobs.events import EventLog
 from jobs.remembered import remembered
+from jobs.worker_log import WorkerLog
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Session:
         self.workspace = Workspace(workspace)
         self._command = command or ("run", "--workspace", self.workspace.url)
         self.events = EventLog(self.workspace)
+        self.worker_log = WorkerLog(self.workspace)
         self.given = dict(given)
         preset = self.given.pop("preset", None)
         if preset is not None and preset not in list(PRESETS):
@@ -157,6 +159,7 @@ class Session:
     def ray(self) -> None:
         """Connect to Ray, once."""
         if not self._connected:
+            self._ray.enter_context(self.worker_log.taking())
             self._ray.enter_context(connected(self.execution.address))
             self._connected = True
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and a request to end, at any moment: as an exception, so that Ray is shut down."""
+"""Turn Ctrl-C and requests to end into an exception, so that Ray is shut down."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from types import FrameType
 from typing import Any
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LAST = 3  # signal, which ends the process whatever it is doing
-_AGAIN_SECONDS = 5.0  # after which a signal is raised again that a library has swallowed
+_LAST = 3  # number of the signal that ends the process at once
+_AGAIN_SECONDS = 5.0  # after which the exception is raised again, if a library caught it
 
 
 class Signals:
-    """The signals that a process was sent, for the `with` block.
+    """Handles the signals that a process receives in the `with` block.
 
-    The first is raised as KeyboardInterrupt, and again until `noticed` sees it: libraries swallow
-    what is raised in their callbacks. The second is ignored, because the process is ending. The
-    third ends it. A signal that is ignored stays ignored, as `nohup` wants it.
+    The first signal is raised as KeyboardInterrupt, repeatedly until `noticed` sees the exception:
+    libraries catch what is raised in their callbacks. The second signal is ignored, because the
+    process is ending. The third one ends the process. A signal that was ignored before stays
+    ignored, as `nohup` requires.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class Signals:
 
     @property
     def status(self) -> int:
-        """The exit status of a process that was told to end, as a shell has it."""
+        """The exit status of a process that a signal ended, by the convention of shells."""
         return 128 + (self._first or signal.SIGINT)
 
     def __enter__(self) -> Signals:
@@ -49,7 +50,7 @@ class Signals:
 
     @contextlib.contextmanager
     def noticed(self) -> Iterator[None]:
-        """Stop raising once the exception leaves the `with` block, so that what is left may end."""
+        """Stop raising once the exception leaves the `with` block, so that cleanup can finish."""
         try:
             yield
         except KeyboardInterrupt:

@@ -26,8 +26,6 @@ from g2is_ray.selector.methods import parse_method
 from jobs.job_log import follow
 
 log = logging.getLogger(__name__)
-for _name in ("dashboard_sdk", "job.sdk"):  # each sets itself to INFO when it is imported
-    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 ENTRYPOINT = "python -m jobs.run --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
@@ -40,25 +38,25 @@ _UPLOAD_BYTES = 500 * 2**20  # Ray's limit
 def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int | None:
     """Run the main job with the settings `values` on the cluster at `values["address"]`.
 
-    The job gets one configuration file with all settings, and the files of rows and of selectors
-    that they name by relative paths. Absolute paths and URLs are the cluster's.
+    The job gets one configuration file with all settings, and the files of rows and selectors that
+    the settings name by relative paths. Absolute paths and URLs must exist on the cluster.
 
     Args:
         workspace: URL or absolute path that every node of the cluster reaches.
         wait: follow the job's log to its end.
 
     Returns:
-        The job's exit status; 0 where it is not waited for, None after Ctrl-C or a request to
-        end, `job_log.LOST` where the cluster could not be reached any more.
+        The job's exit status; 0 without `wait`, None after Ctrl-C or a request to end,
+        `job_log.LOST` if the cluster is no longer reachable.
 
     Raises:
-        SettingError: a setting names a place that the cluster cannot have.
+        SettingError: a setting names a place that the cluster cannot reach.
         InputError: files are missing, or too large to upload.
         WorkError: the cluster refuses the job, or it ended without an exit status.
     """
     address = _dashboard(values.get("address", ""))
     settings = {**values, "workspace": _place(workspace)}
-    settings.pop("address", None)  # the job's own is the cluster that it runs on
+    settings.pop("address", None)  # of the dashboard; the job uses the cluster that it runs on
     files = _files_of(settings)
     with tempfile.TemporaryDirectory(prefix="g2is-submit-") as scratch:
         package = _package(Path(scratch) / "job.zip", settings, files)
@@ -70,7 +68,7 @@ def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int | No
                 submission_id=_free_id(client, settings["workspace"]),
                 metadata={_WORKSPACE: settings["workspace"]},
             )
-    log.info("submitted job %s; to follow or to stop it:", job)
+    log.info("submitted job %s; commands to follow and to stop it:", job)
     for command in ("logs --follow", "stop"):
         log.info("    ray job %s --address %s %s", command, address, job)
     if not wait:
@@ -95,13 +93,13 @@ def _dashboard(address: str) -> str:
 
 
 def _place(workspace: str) -> str:
-    """The workspace, written in one way only."""
+    """Return the workspace in its one canonical spelling."""
     path = workspace.removeprefix("file://")
     if "://" in path:
         return path.rstrip("/")
     if not path.startswith("/"):
         raise SettingError(
-            f"workspace {workspace} is a relative path, and the cluster has another folder: give a "
+            f"workspace {workspace} is a relative path, which the cluster cannot resolve: give a "
             "URL or an absolute path that every node reaches"
         )
     return os.path.normpath(path)
@@ -111,13 +109,13 @@ def _place(workspace: str) -> str:
 
 
 def _files_of(settings: Mapping[str, Any]) -> list[str]:
-    """Files of rows in the current folder, or below, that the settings name."""
+    """Return the files in the current folder, or below, that the settings name."""
     for name in _FOLDERS:
         for folder in _texts(settings.get(name, ())):
             if not Path(folder).is_absolute() and Path(folder).is_dir():
                 raise SettingError(
-                    f"{name} {folder} is a folder of this machine: give an absolute path that "
-                    "every node of the cluster has, or for a model its name on the hub"
+                    f"{name} {folder} is a folder on this machine: give an absolute path that "
+                    "exists on every node of the cluster, or a model's name on the hub"
                 )
     sources = [source for name in _FILES for source in _texts(settings.get(name, ()))]
     methods = [one for name in _METHODS for one in _texts(settings.get(name, ()))]
@@ -141,7 +139,7 @@ def _files_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(value: Any) -> Sequence[str]:
-    """The value of a setting that is one text, several, or texts by name."""
+    """Return the texts of a setting that holds one text, several, or texts by name."""
     if isinstance(value, str):
         return [value]
     return list(value.values()) if isinstance(value, Mapping) else list(value)
@@ -159,10 +157,10 @@ def _package(path: Path, settings: Mapping[str, Any], files: Sequence[str]) -> P
 
 
 def _free_id(client: Any, workspace: str) -> str:
-    """An id for the next job on the workspace.
+    """Return the id of the next job on the workspace.
 
-    The id counts the workspace's jobs. Ray takes an id once, so of two commands that look at the
-    same moment one is refused.
+    The id counts the jobs of the workspace. Ray accepts each id once, so it refuses one of two
+    commands that choose an id at the same moment.
 
     Raises:
         WorkError: a job on the workspace has not ended.
@@ -172,8 +170,8 @@ def _free_id(client: Any, workspace: str) -> str:
     for job in jobs:
         if (job.metadata or {}).get(_WORKSPACE) == workspace and not job.status.is_terminal():
             raise WorkError(
-                f"job {job.submission_id} is at work on {workspace} already: follow it with `ray "
-                "job logs --follow`, end it with `ray job stop`, or use another workspace"
+                f"job {job.submission_id} is already running on {workspace}: follow it with `ray "
+                "job logs --follow`, stop it with `ray job stop`, or use another workspace"
             )
     ids = [job.submission_id or "" for job in jobs]
     numbers = [int(one.removeprefix(stem)) for one in ids if one.startswith(stem)]
@@ -182,7 +180,7 @@ def _free_id(client: Any, workspace: str) -> str:
 
 @contextlib.contextmanager
 def _asking(address: str) -> Iterator[None]:
-    """Turn what may happen between here and the cluster into one sentence."""
+    """Turn errors of requests to the cluster into one sentence."""
     try:
         yield
     except AuthenticationError:

@@ -1,4 +1,4 @@
-"""Which Ray a command uses, and whether it answers, before Ray itself is asked to join it."""
+"""The Ray that a command uses, and a check that it answers before `ray.init` joins it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ from g2is_ray.errors import SettingError, WorkError
 log = logging.getLogger(__name__)
 
 LOCAL = "local"
-_CONNECT_SECONDS = 10.0
-_ANSWER_SECONDS = 15.0
 
 
 def chosen(address: str, environment: Mapping[str, str]) -> str:
-    """The address to use: `local`, or HOST:PORT of a cluster.
+    """Return the address to use: `local`, or HOST:PORT of a cluster.
 
     Args:
-        address: as given; blanks count as nothing, and then RAY_ADDRESS says it.
+        address: as given; if it is blank, RAY_ADDRESS counts.
 
     Raises:
-        SettingError: it is no address of a cluster.
-        WorkError: it is `auto`, and no cluster runs on this machine.
+        SettingError: the address is not that of a cluster.
+        WorkError: the address is `auto`, and no cluster runs on this machine.
     """
     given = address.strip() or environment.get("RAY_ADDRESS", "").strip() or LOCAL
     if given == LOCAL:
@@ -50,7 +48,7 @@ def chosen(address: str, environment: Mapping[str, str]) -> str:
 def _host_and_port(address: str) -> str:
     if address.startswith("ray://"):
         raise SettingError(
-            f"address {address} is of Ray Client, which cannot be used: give the command on a "
+            f"address {address} is of Ray Client, which is not supported: run the command on a "
             "machine of the cluster with --address auto, or use `g2is submit`"
         )
     if address.startswith(("http://", "https://")):
@@ -75,35 +73,37 @@ def _no_address(address: str) -> SettingError:
     )
 
 
-def check(address: str) -> None:
-    """Ask a cluster whether it is there, takes the token, and has this machine's versions.
+def check(address: str, *, connect_seconds: float = 10.0, answer_seconds: float = 15.0) -> None:
+    """Check that a cluster answers, accepts the token, and has this machine's versions.
 
     Args:
         address: HOST:PORT.
+        connect_seconds, answer_seconds: that the cluster may take to accept a connection, and to
+            answer.
 
     Raises:
-        WorkError: it does not, or it does not answer within 25 seconds.
+        WorkError: a check fails, or the cluster does not answer in time.
     """
     reached = ray_internals.as_ray_reaches(address)
     named = address if reached == address else f"{address} (as {reached})"
     host, _, port = reached.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), connect_seconds).close()
     except OSError as error:
         raise WorkError(
             f"no Ray cluster answers at {named}: {error.strerror or error}; check the address, and "
             "that the cluster is up"
         ) from None
     try:
-        versions = ray_internals.cluster_versions(reached, _ANSWER_SECONDS)
-    except AuthenticationError:  # there is no token to send
+        versions = ray_internals.cluster_versions(reached, answer_seconds)
+    except AuthenticationError:  # this machine has no token to send
         raise _refused_token(named) from None
     except grpc.RpcError as error:
         if ray_internals.is_refused_token(error):
             raise _refused_token(named) from None
         raise WorkError(
-            f"what answers at {named} is no Ray cluster, or one that is going down: check host and "
-            "port"
+            f"what answers at {named} is no Ray cluster, or one that is shutting down: check host "
+            "and port"
         ) from None
     if problem := versions_problem(versions):
         raise WorkError(f"the cluster at {named} {problem}")
@@ -121,7 +121,7 @@ def versions_problem(
     ray_version: str = ray.__version__,
     python_version: str = platform.python_version(),
 ) -> str:
-    """How the versions of Ray and Python of a cluster differ from those here, which must not be."""
+    """Return how a cluster's versions of Ray and Python differ from those of this machine."""
     theirs = cluster.get("ray_version", ""), cluster.get("python_version", "")
     if not all(theirs) or theirs == (ray_version, python_version):
         return ""

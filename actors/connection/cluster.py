@@ -1,4 +1,4 @@
-"""Connecting to Ray, and what a worker may take of it."""
+"""Connecting to Ray, and each worker's share of the cluster."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from g2is_ray.config import ExecutionSettings
 from g2is_ray.errors import SettingError, WorkError
 
 _WORKER_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other where processes share CPUs
-    "PYTHONWARNINGS": "ignore::FutureWarning",  # transformers about itself, a line per worker
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of metrics is printed twice
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve processes that share CPUs
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # transformers would print a line per worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or Ray prints every line of metrics twice
 }
 
 
@@ -29,8 +29,8 @@ def connected(address: str) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start one on this machine, for the `with` block.
 
     Raises:
-        SettingError: the address is none, or variables of authentication cannot be meant.
-        WorkError: there is no cluster at the address, or Ray cannot start here.
+        SettingError: the address or a variable of authentication is wrong.
+        WorkError: no cluster answers at the address, or Ray cannot start on this machine.
     """
     if problem := machine.authentication_problem(os.environ):
         raise SettingError(problem)
@@ -68,7 +68,7 @@ def _join(address: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Workers of a stage, and what each of them takes."""
+    """Number of workers of a stage, and resources of each."""
 
     workers: int
     num_cpus: int
@@ -76,19 +76,16 @@ class Share:
     spot_patience_seconds: int = 0
 
 
-def share_of_cluster(
-    settings: ExecutionSettings, workers: int = 0, *, gpus_help: bool = True
-) -> Share:
-    """Split the cluster: a GPU for each worker, or the CPUs evenly where there is no GPU.
+def share_of_cluster(settings: ExecutionSettings, workers: int = 0) -> Share:
+    """Split the cluster: a GPU per worker, or equal shares of the CPUs without GPUs.
 
     Args:
-        workers: how many; 0 takes one per GPU, or one where there is none.
-        gpus_help: whether the work can use a GPU at all.
+        workers: how many; 0 means one per GPU, or one without GPUs.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     wanted = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus > 0)
-    if wanted and gpus_help:
+    if wanted:
         return Share(
             workers=workers or max(1, gpus),
             num_cpus=1,

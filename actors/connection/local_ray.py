@@ -10,7 +10,6 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
@@ -74,7 +73,7 @@ def _start(folder: Path) -> None:
     shared_memory = machine.shared_memory_problem(_OBJECT_STORE_BYTES)
     if shared_memory:
         log.info("Ray keeps its objects in %s: %s", folder, shared_memory)
-    options: dict[str, Any] = {"_plasma_directory": str(folder)} if shared_memory else {}
+    options = ray_internals.objects_in_files(folder) if shared_memory else {}
     try:
         with (
             ray_internals.on_loopback(),

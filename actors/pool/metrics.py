@@ -1,4 +1,4 @@
-"""What a pool does, as metrics that Ray exports for Prometheus, by stage."""
+"""Metrics of a pool by stage, which Ray exports for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.util.metrics import Counter, Gauge
 class PoolMetrics:
     """Counts a pool's events; Prometheus finds the counts under `ray_g2is_…` on the driver's node.
 
-    They only grow, so a speed is a rate of them: `rate(ray_g2is_tokens_done_total[5m])`.
+    The counts only grow; a speed is their rate, such as `rate(ray_g2is_tokens_done_total[5m])`.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class PoolMetrics:
         elif name == "worker_lost":
             self._losses.inc(tags=stage)
         elif name == "progress":
-            at_work = facts["done"] < facts["total"]  # afterwards they are released
+            at_work = facts["done"] < facts["total"]  # idle workers do not count for the stage
             for state in ("ready", "pending"):
                 self._workers.set(facts[state] * at_work, tags=stage | {"state": state})
 
 
 @functools.cache
 def pool_metrics() -> PoolMetrics:
-    """The process's metrics: Ray takes each name once."""
+    """Return the process's metrics: Ray takes each name once."""
     return PoolMetrics()
 
 

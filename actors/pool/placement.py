@@ -1,4 +1,4 @@
-"""Whether a worker can run: on a node that is there, or on one that an autoscaler brings."""
+"""Whether a worker can run: on a present node, or on one that an autoscaler may add."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from actors.ray_internals import (
 )
 
 SPOT, ON_DEMAND = "spot", "on_demand"
-"""Custom resources, 1 of either, by which node types say how their machines are paid for."""
+"""Capacity types: custom resources, 1 of either, that tell how machines of a node type are paid."""
 
 Request = Mapping[str, float]
-"""Resources of one worker, by Ray's names for them."""
+"""Resources of one worker by Ray's names."""
 
-_MIRRORED = re.compile(r"node_[0-9a-f]{56}")  # v1's type of a node that nobody launched
+_MIRRORED = re.compile(r"node_[0-9a-f]{56}")  # node type in v1's report for a node started by hand
 
 
 def fits(request: Request) -> bool:
-    """Whether a node that is there has what is requested, free or not."""
+    """Whether a present node has the requested resources, free or not."""
     return any(
         all(node["Resources"].get(name, 0) >= amount for name, amount in request.items())
         for node in ray.nodes()
@@ -34,19 +34,19 @@ def fits(request: Request) -> bool:
 
 
 def is_there(node_id: str) -> bool:
-    """Whether the node is alive, as far as Ray knows by now."""
+    """Whether Ray knows the node as alive."""
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-def missing_markets() -> set[str]:
-    """Markets that the cluster is known not to offer; a set to add to.
+def missing_capacity() -> set[str]:
+    """Return the capacity types that the cluster is known to lack; callers add to the set.
 
-    Without an autoscaler that says what it cannot bring, only nodes that are there count. With
-    one, what it said is remembered, because it takes some seconds to answer.
+    Without an autoscaler that reports what it cannot add, only present nodes count. The reports of
+    an autoscaler are remembered, because they come some seconds after a request.
     """
     if _names_refusals():
         return _refused_by(ray.get_runtime_context().gcs_address)
-    return {market for market in (SPOT, ON_DEMAND) if not fits({market: 1})}
+    return {capacity for capacity in (SPOT, ON_DEMAND) if not fits({capacity: 1})}
 
 
 @functools.cache
@@ -59,11 +59,11 @@ def _names_refusals() -> bool:
 
 
 def may_come(request: Request) -> bool:
-    """Whether an autoscaler may bring a node that has what is requested.
+    """Whether an autoscaler may add a node that has the requested resources.
 
-    A pending worker must have been asking for it. Ray 2.60's autoscaler (v2) lists the requests
-    that none of its node types meets, and those beyond the machines it may launch; the old one
-    (v1) says nothing, so that anything may come.
+    A pending worker must have requested them. The autoscaler v2 of Ray 2.60 lists the requests
+    that no node type meets, and those beyond its maximum of machines; the autoscaler v1 lists
+    nothing, so any node may come.
     """
     if not has_autoscaler_v2():
         return _has_v1_autoscaler()
@@ -77,14 +77,14 @@ def may_come(request: Request) -> bool:
 
 
 def machines_on_their_way() -> int:
-    """Machines that the autoscaler has got and that have not joined yet, as far as it says."""
+    """Return the number of launched machines that have not joined, as far as it is reported."""
     if not has_autoscaler_v2():
         return 0
     return len(cluster_status().autoscaling_state.pending_instances)
 
 
 def failed_launches() -> list[str]:
-    """What the autoscaler could not launch lately, and why; nothing where it does not say."""
+    """Return what the autoscaler could not launch lately, and why, as far as it is reported."""
     if not has_autoscaler_v2():
         return []
     failed = cluster_status().autoscaling_state.failed_instance_requests

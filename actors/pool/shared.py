@@ -13,18 +13,18 @@ _REMEDY = "put the workspace where every node reaches it: a shared file system o
 class SharedWorkspace:
     """A workspace that all workers must share with the driver.
 
-    A worker leaves a mark in it and the driver looks for it. This shows a folder that only
-    bears the same name, and a place that cannot be written, before hours are spent.
+    A worker writes a file into the workspace, its mark, and the driver looks for the mark. A
+    folder that only has the same name, or that cannot be written, is so found before the work.
     """
 
     def __init__(self, url: str) -> None:
         self._workspace = Workspace(url)
 
     def leave_mark(self, host: str) -> str:
-        """On the worker: the name of a file that it has written.
+        """Write a mark, on the worker; returns the name of the file.
 
         Raises:
-            WorkspaceError: the workspace is not there, or cannot be written.
+            WorkspaceError: the workspace does not exist here, or cannot be written.
         """
         if not self._workspace.stages():
             raise self._unseen(host)
@@ -36,10 +36,10 @@ class SharedWorkspace:
         return mark
 
     def find(self, mark: str, host: str) -> None:
-        """On the driver: find the worker's mark, and remove it.
+        """Find a worker's mark, on the driver, and remove it.
 
         Raises:
-            WorkspaceError: it is not there.
+            WorkspaceError: the mark is missing.
         """
         if not self._workspace.exists(mark):
             raise self._unseen(host)

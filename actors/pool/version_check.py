@@ -1,4 +1,4 @@
-"""What a worker says before it is given work: its node, its code, and whether its GPU works."""
+"""The handshake of a worker before it is given work: its node, its code, and its GPU."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ _NOT_IMPORTED = re.compile(
     rf"|cannot import name '\w+' from '({_OURS})\b"
     rf"|Can't get attribute '\w+' on <module '({_OURS})\b"
 )
-_SECONDS = 120.0  # that nodes may take to answer before a training
+_SECONDS = 120.0  # that nodes may take to answer
 
-Hello = dict[str, Any]
+Handshake = dict[str, Any]
+"""The answer of a worker; a dict, because nodes with other versions of this module answer too."""
 
 
 @functools.cache
-def own_code() -> dict[str, str]:
-    """The version of the project that this process runs, a digest of its sources, and its place."""
+def own_code(root: Path = _ROOT) -> dict[str, str]:
+    """Return the version of the project in this process, its sources' digest, and its folder."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
-        for file in sorted((_ROOT / package).rglob("*")):
+        for file in sorted((root / package).rglob("*")):
             if file.suffix in (".py", ".j2"):
-                digest.update(f"{file.relative_to(_ROOT)}\0".encode() + file.read_bytes())
-    return {"version": __version__, "digest": digest.hexdigest()[:12], "place": str(_ROOT)}
+                digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return {"version": __version__, "digest": digest.hexdigest()[:12], "place": str(root)}
 
 
-def hello(_: Any, workspace: SharedWorkspace | None, uses_gpu: bool = False) -> Hello:
-    """Runs on a worker: its node, the mark that it left in the workspace, its code, its GPU."""
+def handshake(_: Any, workspace: SharedWorkspace | None, uses_gpu: bool = False) -> Handshake:
+    """Return, on a worker, its node, its mark in the workspace, its code and its GPU's problem."""
     host = ray.util.get_node_ip_address()
     return {
         "mark": workspace.leave_mark(host) if workspace else "",
@@ -59,12 +60,12 @@ def hello(_: Any, workspace: SharedWorkspace | None, uses_gpu: bool = False) -> 
 
 
 def _is_local() -> bool:
-    """Whether this process works for a Ray that listens on the loopback interface only."""
+    """Whether this process belongs to a Ray that listens on the loopback interface only."""
     return ray.get_runtime_context().gcs_address.startswith(("127.", "[::1]"))
 
 
 def gpu_problem() -> str:
-    """Why torch cannot use the GPU that Ray declares, or nothing."""
+    """Return why torch cannot use the GPU that Ray declares, or an empty text."""
     if os.environ.get(UNCHECKED_GPU) == "1":
         return ""
     import torch
@@ -78,38 +79,38 @@ def gpu_problem() -> str:
     return ""
 
 
-def problem(said: Hello, code: Mapping[str, str] | None = None) -> str:
-    """Why a worker that said hello cannot be given work, or nothing.
+def problem(answer: Handshake, code: Mapping[str, str] | None = None) -> str:
+    """Return why a worker cannot be given work, or an empty text.
 
     Args:
-        said: its hello.
-        code: that of the driver; left out, of this process.
+        answer: the worker's handshake.
+        code: the driver's code; left out, the code of this process.
     """
     own = code or own_code()
-    if not isinstance(said, dict) or "code" not in said:
+    if not isinstance(answer, dict) or "code" not in answer:
         return f"a node has an older version of g2is-ray than {own['version']}: install the same"
-    node, other = f"node {said['host']}", said["code"]
+    node, other = f"node {answer['host']}", answer["code"]
     remedy = "install the same on every node"
     if other["version"] != own["version"]:
         return (
             f"{node} has g2is-ray {other['version']} ({other['place']}), and this command is "
             f"{own['version']}: {remedy}"
         )
-    if other["digest"] != own["digest"] and not said["is_local"]:  # edited since it began
+    if other["digest"] != own["digest"] and not answer["is_local"]:  # edited since it began
         return (
             f"{node} has other sources of g2is-ray {own['version']} ({other['place']}, "
             f"{other['digest']}) than this command ({own['place']}, {own['digest']}): {remedy}"
         )
-    if said["gpu"]:
+    if answer["gpu"]:
         return (
-            f"{node} declares a GPU to Ray, but {said['gpu']}; install a CUDA build of torch that "
-            "its driver knows, or set accelerator to cpu"
+            f"{node} declares a GPU to Ray, but {answer['gpu']}; install a CUDA build of torch "
+            "that its driver knows, or set accelerator to cpu"
         )
     return ""
 
 
 def missing_code(error: BaseException) -> str:
-    """What to do about a worker that ended because it lacks this version's code, or nothing."""
+    """Return what to do about a worker that lacks this version's code, or an empty text."""
     if not (found := _NOT_IMPORTED.search(str(error))):
         return ""
     said = next(line for line in str(error).splitlines() if found[0] in line).strip()
@@ -121,10 +122,10 @@ def missing_code(error: BaseException) -> str:
 
 
 def check_nodes(num_cpus: int, num_gpus: int) -> None:
-    """Have every node that could train now say hello, because trainings fail late and in riddles.
+    """Check every node that could train now, because a training fails late and without a reason.
 
     Args:
-        num_cpus, num_gpus: what a training worker takes.
+        num_cpus, num_gpus: of one training worker.
 
     Raises:
         WorkError: a node has other code, or a GPU that torch cannot use.
@@ -144,7 +145,7 @@ def check_nodes(num_cpus: int, num_gpus: int) -> None:
 
 @functools.cache
 def _check_nodes(nodes: tuple[str, ...], num_gpus: int) -> None:
-    task = ray.remote(num_cpus=0, num_gpus=num_gpus, max_retries=0)(hello)
+    task = ray.remote(num_cpus=0, num_gpus=num_gpus, max_retries=0)(handshake)
     asked = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             None, None, num_gpus > 0

@@ -1,4 +1,4 @@
-"""The items of a pool: waiting, running, done or set aside."""
+"""The items of a pool: waiting, running, done or given up on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TRIES = 3  # of an item that fails by itself
-_DEATHS = 5  # of workers on nodes that lived on, before the item that they had is to blame
-_FINISHED = 3  # items that must be done before it is said how long one takes
-_RECENT = 100  # items that this is said by
-_SLOW, _SLOW_SECONDS = 3.0, 60.0  # times the usual, and at least: a straggler
-_HUNG, _HUNG_SECONDS = 10.0, 600.0  # the same, of an item that will not end
+from actors.pool.limits import PoolLimits
+
+_FIRST = 3  # finished items before the usual time of an item is known
+_RECENT = 100  # latest finished items that the usual time of an item is the median of
 
 Receipt = dict[str, Any]
 
@@ -20,21 +18,26 @@ Receipt = dict[str, Any]
 class WorkList:
     """What is left to do, and what became of the rest.
 
-    An item is running while it is neither waiting, done nor set aside; who runs it is the
-    pool's to know.
+    An item that is neither waiting, done nor given up on is running; the pool knows on which
+    worker.
     """
 
-    def __init__(self, items: Sequence[Any], kind: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        items: Sequence[Any],
+        kind: Callable[[Any], Any],
+        limits: PoolLimits = PoolLimits(),  # noqa: B008  frozen
+    ) -> None:
         self.receipts: dict[Any, Receipt] = {}
-        self.aside: dict[Any, str] = {}  # item -> what it did
+        self.given_up: dict[Any, str] = {}  # item -> why the pool gave up on it
         self.total = len(items)
         self.failures: Counter[Any] = Counter()
-        self._kind = kind
-        self._waiting: dict[Any, deque[Any]] = {}  # by kind; none is empty
+        self._kind, self._limits = kind, limits
+        self._waiting: dict[Any, deque[Any]] = {}  # by kind; no queue is empty
         self._suspects: deque[Any] = deque()
         self._deaths: Counter[Any] = Counter()
         self._hung: Counter[Any] = Counter()
-        self._seconds: deque[float] = deque(maxlen=_RECENT)  # that items took
+        self._seconds: deque[float] = deque(maxlen=_RECENT)  # duration of each finished item
         for item in items:
             self.give_back(item)
 
@@ -44,22 +47,22 @@ class WorkList:
 
     @property
     def left(self) -> int:
-        """Items that are neither done nor set aside."""
-        return self.total - len(self.receipts) - len(self.aside)
+        """Number of items that are neither done nor given up on."""
+        return self.total - len(self.receipts) - len(self.given_up)
 
     def is_suspect(self, item: Any) -> bool:
-        """Whether a worker has died over the item, so that it should run alone."""
+        """Whether a worker died over the item, so that the item must run alone."""
         return self._deaths[item] > 0
 
     # ---- taking and giving back --------------------------------------------------
 
     def take(self, mine: Any, taken: set[Any], *, alone: bool) -> tuple[Any, Any] | None:
-        """The next item and its kind, or None if none fits.
+        """Return the next item and its kind, or None if no item fits.
 
         Args:
-            mine: kind that the worker had last, which comes first.
-            taken: kinds that workers have, which come last.
-            alone: whether the worker has nothing else to do.
+            mine: the kind of the worker's last item; items of this kind come first.
+            taken: kinds of the other workers; items of these kinds come last.
+            alone: whether the worker is idle.
         """
         if not self._waiting:
             if not (alone and self._suspects):
@@ -74,7 +77,7 @@ class WorkList:
         return item, kind
 
     def give_back(self, item: Any) -> None:
-        """Have an item wait, again or for the first time."""
+        """Let an item wait, for the first time or again."""
         if self.is_suspect(item):
             self._suspects.append(item)
         else:
@@ -87,40 +90,42 @@ class WorkList:
         self._seconds.append(seconds)
 
     def undo(self, item: Any) -> None:
-        """A finished item turned out not to be done."""
+        """Let a finished item wait again, because its files turned out to be damaged."""
         del self.receipts[item]
         self.give_back(item)
 
     def failed(self, item: Any, why: str) -> None:
-        """The item raised: it waits again, or is set aside."""
+        """Record that an item raised: it waits again, or the pool gives up on it."""
         self.failures[item] += 1
-        if self.failures[item] < _TRIES:
+        if self.failures[item] < self._limits.tries:
             self.give_back(item)
         else:
-            self.aside[item] = f"failed {_TRIES} times: {why}"
+            self.given_up[item] = f"failed {self._limits.tries} times: {why}"
 
     def died(self, item: Any, why: str) -> None:
-        """The item's worker ended by itself: the item waits again, or is set aside."""
+        """Record that an item's worker died: the item waits, or the pool gives up on it."""
         self._deaths[item] += 1
-        if self._deaths[item] < _DEATHS:
+        if self._deaths[item] < self._limits.deaths:
             self.give_back(item)
         else:
-            self.aside[item] = f"ended its worker {_DEATHS} times: {why}"
+            self.given_up[item] = f"ended its worker {self._limits.deaths} times: {why}"
 
     def hung(self, item: Any) -> None:
-        """The item's worker was replaced because it took too long; next time it may take twice."""
+        """Record that an item's worker hung; from now on the item may take twice as long."""
         self._hung[item] += 1
 
     # ---- how long an item may take -----------------------------------------------
 
     @property
     def usual_seconds(self) -> float:
-        """What an item takes, or infinity while too few are done to say so."""
-        return statistics.median(self._seconds) if len(self._seconds) >= _FINISHED else float("inf")
+        """Median duration of an item, or infinity until three items are done."""
+        return statistics.median(self._seconds) if len(self._seconds) >= _FIRST else float("inf")
 
     def is_slow(self, seconds: float) -> bool:
-        return seconds > max(_SLOW_SECONDS, _SLOW * self.usual_seconds)
+        limits = self._limits
+        return seconds > max(limits.slow_seconds, limits.slow_times * self.usual_seconds)
 
     def is_hung(self, item: Any, seconds: float) -> bool:
-        usual = max(_HUNG_SECONDS, _HUNG * self.usual_seconds)
+        limits = self._limits
+        usual = max(limits.hung_seconds, limits.hung_times * self.usual_seconds)
         return seconds > usual * 2 ** self._hung[item]

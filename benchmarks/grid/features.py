@@ -172,6 +172,6 @@ class Source:
                 self.workspace, WARMUP, plan, rows.tolist(), own.execution, scratch=temporary
             )
             tuned.trainer.remove_callback(PrinterCallback)
-            tuned.trainer.train()
+            tuned.train()
             tuned.save()
         log.info("warmup: done")

@@ -119,7 +119,7 @@ class Runner:
                 scratch=temporary,
             )
             tuned.trainer.remove_callback(PrinterCallback)
-            tuned.trainer.train()
+            tuned.train()
         self._source.workspace.remove(stage)
         facts = tuned.facts()
         del facts["seconds"]

@@ -1,7 +1,7 @@
 """Trials: a model tuned on one selection and measured on a target's test rows.
 
-What `g2is compare` repeats for methods, seeds and targets. A trial keeps its scores, row by row,
-and its training's metrics; its adapter is given up.
+`g2is compare` runs a trial per method, seed and target. A trial keeps the scores of each row and
+the metrics of its training, and discards its adapter.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from g2is_ray.workspace.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A selection to tune on, with a seed, and the target to measure; or the untuned model."""
+    """A selection to tune on with a seed, and a target to measure on; or the untuned model."""
 
-    stage: str  # of all trials of a target
+    stage: str  # shared by all trials of a target
     target: str
     method: str = BASE
     seed: int = 0
@@ -43,7 +43,7 @@ class Trial:
         return f"{self.method}-{self.seed}" if self.selection else BASE
 
     def is_done(self, receipt: dict[str, Any]) -> bool:
-        """Whether the receipt is of this selection, not of an earlier one of the same method."""
+        """Whether a receipt belongs to this selection, not to an earlier one of the method."""
         return receipt["fingerprint"] == self.fingerprint
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class TrialRunner:
     """Runs one trial after another.
 
     Args:
-        plan: of every tuning; a trial's seed takes the place of its.
+        plan: of every training; each trial replaces the seed.
         evaluate: how to measure on each target.
     """
 
@@ -72,7 +72,7 @@ class TrialRunner:
         self._evaluations: dict[str, Evaluation] = {}
 
     def run(self, trial: Trial) -> dict[str, Any]:
-        """Tune and measure; returns the trial's receipt, beside which scores are written."""
+        """Tune and measure, and write the scores; returns the trial's receipt."""
         began = time.monotonic()
         model, facts = self._tuned(trial) if trial.selection else (self._base(), {})
         scores = self._evaluation(trial.target).measure(model)
@@ -99,10 +99,10 @@ class TrialRunner:
                 self._execution,
                 scratch=temporary,
             )
-            tuned.trainer.remove_callback(PrinterCallback)  # metrics of many trainings at once
-            tuned.trainer.train()
+            tuned.trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the metrics
+            tuned.train()
         model, facts = tuned.model(), tuned.facts()
-        model.gradient_checkpointing_disable()  # on a GPU; it would keep generation from caching
+        model.gradient_checkpointing_disable()  # it would prevent caching in generation
         return model, facts | {"tune_seconds": facts["seconds"]}
 
     def _evaluation(self, target: str) -> Evaluation:
@@ -123,6 +123,6 @@ def _as_array(scores: Scores) -> np.ndarray:
 
 
 def read_scores(workspace: Workspace, trial: Trial) -> Scores:
-    """Scores of a finished trial."""
+    """Return the scores of a finished trial."""
     losses, tokens, right = workspace.read_array(f"{trial.stage}/{trial.name}.scores.npy").T
     return Scores(losses=losses, tokens=tokens.astype(np.int64), right=right)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,10 @@ _STATED = re.compile(r"answer is:?\s*(.+?)\.?\s*$", re.IGNORECASE | re.MULTILINE
 
 
 def final_answer(text: str) -> str:
-    """The part of a reply that is compared, case and blanks normalized.
+    """Return the part of a reply that is compared, with case and blanks normalized.
 
-    The number after `####` (GSM8K's form); else what follows the last "answer is" up to
-    the line's final full stop; else the whole text.
+    It is the number after `####`, the form of GSM8K; or the text after the last "answer is", up to
+    the final full stop of the line; or else the whole text.
     """
     if "####" in text:
         text = (text.rsplit("####", 1)[1].split() or [""])[0].replace(",", "")
@@ -40,13 +41,13 @@ def final_answer(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a model makes of each test row."""
+    """The scores of a model on each test row."""
 
     losses: NDArray[np.float64]  # [n], summed negative log-likelihoods of its supervised tokens
     tokens: NDArray[np.int64]  # [n], supervised tokens
-    right: NDArray[np.float64]  # [n], 1 where the answer is matched, 0 where not, NaN if not asked
-    cut_rows: int = 0  # longer than max_tokens, so the loss is on their beginnings
-    cut_replies: int = 0  # of max_new_tokens tokens without an end, so an answer may be missing
+    right: NDArray[np.float64]  # [n], 1 for a matching answer, 0 for another, NaN if not asked
+    cut_rows: int = 0  # longer than max_tokens: only their beginning has a loss
+    cut_replies: int = 0  # with max_new_tokens tokens and no end: an answer may be missing
 
     def facts(self) -> dict[str, Any]:
         """`loss`, mean negative log-likelihood per supervised token; `test_tokens`;
@@ -103,7 +104,7 @@ class Evaluation:
         execution: ExecutionSettings,
         max_tokens: int,
     ) -> Evaluation:
-        """On the test rows of a workspace's target."""
+        """Return the evaluation on the test rows of a workspace's target."""
         rows = ExampleSet(workspace, f"targets/{target}/test")
         return cls(
             loading.load_tokenizer(model),
@@ -116,7 +117,7 @@ class Evaluation:
 
     @torch.no_grad()
     def measure(self, model: Any) -> Scores:
-        """Scores of a causal LM, with or without adapter."""
+        """Return the scores of a causal LM, with or without adapter."""
         model.eval()
         losses, tokens = self._losses(model)
         right = np.full(len(losses), np.nan)
@@ -140,7 +141,7 @@ class Evaluation:
         return losses, np.array([one.supervised_tokens for one in self._encoded])
 
     def _matches(self, model: Any) -> tuple[NDArray[np.bool_], int]:
-        """Which of the rows that are asked are answered right, and how many replies were cut."""
+        """Return which asked rows have a matching answer, and the number of cut replies."""
         right = np.zeros(len(self._prompts), dtype=bool)
         cut = 0
         if not self._prompts:
@@ -155,3 +156,52 @@ class Evaluation:
             right[i] = final_answer(reply.text) == self._answers[i]
             cut += reply.cut
         return right, cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model to measure: the base model, or an adapter on the base model."""
+
+    name: str
+    adapter: str = ""  # folder in the workspace
+    fingerprint: str = ""  # of the stage that made the adapter
+
+    def is_done(self, receipt: dict[str, Any]) -> bool:
+        """Whether a receipt belongs to this adapter, not to an earlier one of the same name."""
+        return receipt["fingerprint"] == self.fingerprint
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Evaluator:
+    """Measures models of a workspace on a target's test rows, and writes receipts."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        target: str,
+        model: ModelSettings,
+        settings: EvaluateSettings,
+        execution: ExecutionSettings,
+        max_tokens: int,
+    ) -> None:
+        self._workspace, self._target = workspace, target
+        self._model, self._execution = model, execution
+        self._evaluation = Evaluation.of_target(
+            workspace, target, model, settings, execution, max_tokens
+        )
+
+    def measure(self, item: Measured) -> dict[str, Any]:
+        """Measure one model; returns its receipt, which holds the scores."""
+        began = time.monotonic()
+        model: Any = loading.load_base(
+            self._model, loading.default_device(), self._execution.attention
+        )
+        if item.adapter:
+            with self._workspace.local_folder(item.adapter) as folder:
+                model = loading.load_adapter(model, folder)
+        facts = self._evaluation.measure(model).facts()
+        facts["fingerprint"] = item.fingerprint
+        facts["seconds"] = round(time.monotonic() - began, 3)
+        return self._workspace.commit(f"evaluations/{self._target}", item.name, {}, facts)

@@ -1,16 +1,14 @@
 """LoRA tuning with transformers' Trainer: the one path of warm-up and tuning.
 
-Runs without Ray; `actors/trainer.py` runs the same inside Ray Train.
+It needs no Ray; `actors/trainer.py` runs it inside Ray Train.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -40,17 +38,18 @@ from g2is_ray.features import dry_run
 from g2is_ray.models import checkpoints, loading
 from g2is_ray.models.batches import pad
 from g2is_ray.models.rope import regimes, require_one_regime
+from g2is_ray.training import trackers
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINTS = 5  # checkpoints of a training, evenly spaced; a fault costs at most one gap
+_CHECKPOINTS = 5  # evenly spaced per training; a failure repeats at most one interval
 _LOG_LINES = 50
 _WARMUP_SHARE = 0.03  # of the optimizer steps, while the learning rate rises
 
 
 class TunedModel:
-    """A training that is set up: model, adapter, rows and Trainer.
+    """One training: model, adapter, rows and Trainer.
 
     Args:
         rows: pool rows to train on.
@@ -71,7 +70,8 @@ class TunedModel:
     ) -> None:
         self._workspace, self._stage, self._plan = workspace, stage, plan
         self._began = time.monotonic()
-        _prepare_trackers(execution.report_to, workspace.writable_folder(f"{stage}/tensorboard"))
+        self._report_to = execution.report_to
+        trackers.require_installed(execution.report_to)
         tokenizer = loading.load_tokenizer(plan.model)
         encoder = ChatEncoder(
             tokenizer, max_tokens=plan.max_tokens, template_date=plan.model.template_date
@@ -80,12 +80,12 @@ class TunedModel:
         self._encoded = [encoder.encode(Conversation.from_columns(row)) for row in held]
         device = loading.default_device()
         base = loading.load_base(plan.model, device, execution.attention)
-        if plan.checkpoints:  # gradients are to be taken of this adapter
+        if plan.checkpoints:  # gradients of the adapter will be computed
             dry_run.check_gradients(base, plan.lora)
         lengths = [len(one.input_ids) for one in self._encoded]
         if len({regimes(base).of(length) for length in lengths}) > 1:
             execution = dataclasses.replace(execution, micro_batch_size=1)
-        if device.type == "cuda":  # activations of long rows would not fit beside the weights
+        if device.type == "cuda":  # activations of long rows would not fit into memory
             base.gradient_checkpointing_enable()
             base.enable_input_require_grads()
         model = loading.add_adapter(base, plan.lora, plan.seed)
@@ -105,18 +105,24 @@ class TunedModel:
             data_collator=_Collator(tokenizer),
             callbacks=[_MetricsFile(workspace, stage)],
         )
+        trackers.log_to(self.trainer, stage, workspace.writable_folder(f"{stage}/tensorboard"))
         if plan.checkpoints:
             callback = _EarlierCheckpoints(workspace, stage, plan.checkpoints, self.checkpoint)
             self.trainer.add_callback(callback)
 
+    def train(self, checkpoint: str | None = None) -> None:
+        """Train, from the start or from a folder that holds Trainer's checkpoint."""
+        with trackers.run_ended(self._report_to):
+            self.trainer.train(resume_from_checkpoint=checkpoint)
+
     def checkpoint(self, number: int) -> dict[str, bytes]:
-        """Files of checkpoint `number`, with adapter and moments as they are now."""
+        """Return the files of checkpoint `number`, from the present adapter and moments."""
         assert self.trainer.optimizer is not None
         moments = loading.moments_of(self.model(), self.trainer.optimizer)
         return checkpoints.files(number, loading.adapter_files(self.model()), moments)
 
     def facts(self) -> dict[str, Any]:
-        """What a finished training has done, in numbers."""
+        """Return the facts of a finished training for its receipt."""
         state = self.trainer.state
         supervised = sum(one.supervised_tokens for one in self._encoded)
         return {
@@ -147,27 +153,16 @@ class TunedModel:
         return self._workspace.commit(self._stage, STAGE_RECEIPT, files, facts)
 
     def model(self) -> Any:
-        """The model with its adapter, as it is now."""
+        """Return the model with its adapter in its present state."""
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
 
-def _prepare_trackers(names: Sequence[str], tensorboard: str) -> None:
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise SettingError(
-                f"report_to names {name}, which is not installed where training runs; "
-                f"pip install {name}"
-            )
-    # Its default is below Trainer's own folder, which is scratch here.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
-
-
 def spread_evenly(lengths: Sequence[int], steps: int, most: int) -> list[NDArray[np.intp]]:
-    """Split rows into groups, so that an epoch has so many optimizer steps exactly.
+    """Split rows into groups, so that an epoch has exactly `steps` optimizer steps.
 
-    A group is held in memory at once: `most` rows or one more, of like lengths, so that little is
-    padded. Group sizes differ by one at most, and each step accumulates equally many groups, drawn
-    anew for every epoch.
+    A group is one forward pass: at most `most` + 1 rows of similar lengths, so there is little
+    padding. Group sizes differ by one at most, and each step accumulates the same number of groups.
+    The order of the groups is drawn again for each epoch.
 
     Args:
         lengths: of the rows, in tokens.
@@ -188,7 +183,7 @@ def spread_evenly(lengths: Sequence[int], steps: int, most: int) -> list[NDArray
 def _batching(
     plan: TrainingPlan, items: int, execution: ExecutionSettings, world_size: int
 ) -> tuple[int, int]:
-    """Items that a worker holds in memory at once, and how many times it does so for a step."""
+    """Return the items per forward pass of a worker, and the forward passes per step."""
     if plan.steps_per_epoch:
         return 1, items // plan.steps_per_epoch
     share = max(1, plan.batch_size // world_size)
@@ -237,10 +232,10 @@ def _arguments(
 def _schedule(
     arguments: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int
 ) -> LambdaLR:
-    """The learning rate of each optimizer step, which is above zero.
+    """Return a schedule whose learning rate is above zero at every optimizer step.
 
-    transformers' schedules start at zero, so the first step would change nothing, and a training
-    of one step would be none. This one is theirs of one step more, without its first.
+    A schedule of transformers starts at zero, so its first step changes nothing, and a training
+    of one step would have no effect. This schedule has one more step and skips the first.
     """
     theirs: Any = get_scheduler(
         arguments.lr_scheduler_type,
@@ -248,7 +243,7 @@ def _schedule(
         num_warmup_steps=arguments.get_warmup_steps(steps) + 1,
         num_training_steps=steps + 1,
     )
-    share = theirs.lr_lambdas[0]  # one per group of parameters, all the same
+    share = theirs.lr_lambdas[0]  # the same for all groups of parameters
     return LambdaLR(optimizer, lambda step: share(step + 1))
 
 
@@ -262,7 +257,7 @@ class _Trainer(Trainer):
             chosen = optimizer or self.optimizer
             assert chosen is not None
             self.lr_scheduler = _schedule(self.args, chosen, num_training_steps)
-            self._created_lr_scheduler = True  # so that another call of `train` has a new one
+            self._created_lr_scheduler = True  # so that the next call of `train` makes another one
         return self.lr_scheduler
 
 
@@ -277,9 +272,9 @@ class _Collator:
 
 
 def mean_learning_rates(arguments: TrainingArguments, ends: Sequence[int]) -> list[float]:
-    """Mean learning rate of the steps up to each of `ends`, since the one before it.
+    """Return the mean learning rate of the steps between each two of `ends`.
 
-    From the schedule itself, stepped as Trainer does, so that a resumed training has all of it.
+    It is computed from the schedule, not from the log, so it is complete after a resume too.
     """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
     schedule = _schedule(arguments, optimizer, ends[-1])
@@ -293,10 +288,10 @@ def mean_learning_rates(arguments: TrainingArguments, ends: Sequence[int]) -> li
 
 
 class _EarlierCheckpoints(TrainerCallback):
-    """Writes all checkpoints but the last as training reaches them.
+    """Writes all checkpoints but the last one when training reaches their steps.
 
-    At a step's end, hence before Trainer saves its own state of that step: a training that is
-    resumed from there finds them written, or comes to their step again.
+    It does so at a step's end, before Trainer saves its state of that step. So a resumed training
+    either finds a checkpoint or reaches its step again.
     """
 
     def __init__(
@@ -326,7 +321,7 @@ class _EarlierCheckpoints(TrainerCallback):
 
 
 class _MetricsFile(TrainerCallback):
-    """Keeps `metrics.jsonl` in the workspace up to date, across resumes too."""
+    """Updates `metrics.jsonl` in the workspace, also after a resume."""
 
     def __init__(self, workspace: Workspace, stage: str) -> None:
         self._workspace, self._stage = workspace, stage

@@ -1,5 +1,6 @@
 """The address of a cluster: which one is meant, and whether it answers, within seconds."""
 
+import functools
 import json
 import platform
 import socket
@@ -63,30 +64,30 @@ def test_auto_without_a_cluster_says_what_starts_one(monkeypatch):
 
 # Asking an address
 
+check = functools.partial(address.check, connect_seconds=2.0, answer_seconds=2.0)
+
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(address, "_CONNECT_SECONDS", 2.0)
-    monkeypatch.setattr(address, "_ANSWER_SECONDS", 2.0)
     monkeypatch.setattr(ray_internals, "as_ray_reaches", lambda given: given)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 def test_a_port_at_which_nothing_listens_is_named():
     with pytest.raises(WorkError, match=r"^no Ray cluster answers at 127.0.0.1:9: Connection ref"):
-        address.check("127.0.0.1:9")
+        check("127.0.0.1:9")
 
 
 def test_a_name_that_is_not_known_is_named():
     with pytest.raises(WorkError, match=r"^no Ray cluster answers at no-such-host.invalid:6379: "):
-        address.check("no-such-host.invalid:6379")
+        check("no-such-host.invalid:6379")
 
 
 def test_a_port_that_says_nothing_is_named():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(WorkError, match=rf"^what answers at {where} is no Ray cluster"):
-            address.check(where)
+            check(where)
 
 
 def test_a_port_of_something_else_is_named():
@@ -105,7 +106,7 @@ def test_a_port_of_something_else_is_named():
         threading.Thread(target=answer, daemon=True).start()
         where = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(WorkError, match=rf"^what answers at {where} is no Ray cluster"):
-            address.check(where)
+            check(where)
 
 
 class Head(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
@@ -142,19 +143,19 @@ def head():
 
 
 def test_a_cluster_of_the_same_versions_is_joined(head):
-    address.check(head(ray_version=ray.__version__, python_version=platform.python_version()))
+    check(head(ray_version=ray.__version__, python_version=platform.python_version()))
 
 
 def test_other_versions_are_named_both(head):
     with pytest.raises(WorkError) as refusal:
-        address.check(head(ray_version="2.9.0", python_version="3.10.1"))
+        check(head(ray_version="2.9.0", python_version="3.10.1"))
     for version in ("2.9.0", "3.10.1", ray.__version__):
         assert version in str(refusal.value)
 
 
 def test_a_token_that_is_not_accepted_is_named(head):
     with pytest.raises(WorkError, match="does not accept the token of this machine"):
-        address.check(head(token="Bearer x"))
+        check(head(token="Bearer x"))
 
 
 def test_a_token_that_this_machine_lacks_is_named(head, monkeypatch, tmp_path):
@@ -164,7 +165,7 @@ def test_a_token_that_this_machine_lacks_is_named(head, monkeypatch, tmp_path):
     ray_internals.read_authentication_again()
     try:
         with pytest.raises(WorkError, match="does not accept the token of this machine"):
-            address.check(head(token="Bearer x"))
+            check(head(token="Bearer x"))
     finally:
         monkeypatch.undo()
         ray_internals.read_authentication_again()

@@ -18,7 +18,8 @@ from ray_nodes import ATTENTIVE, kill_with_children
 from small_run import Events, arrays, command, make_ready
 
 from actors.connection.cluster import Share, connected
-from actors.pool import crew, pool
+from actors.pool import progress
+from actors.pool.limits import PoolLimits
 from actors.pool.pool import WorkerPool
 from g2is_ray.errors import WorkError
 from jobs.cli import main
@@ -86,8 +87,8 @@ class Cloud:
         wait_until(lambda: self._head.poll() is None and is_open(host, port))
 
     def _config(self) -> dict:
-        def machine(market):
-            resources = {"CPU": 1, "GPU": 1, market: 1, "object_store_memory": 80 * 2**20}
+        def machine(capacity):
+            resources = {"CPU": 1, "GPU": 1, capacity: 1, "object_store_memory": 80 * 2**20}
             return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": 2}
 
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -161,7 +162,7 @@ def cloud(undisturbed, tmp_path_factory):
 
 @pytest.fixture
 def events(monkeypatch):
-    return Events(pool, monkeypatch)
+    return Events(progress, monkeypatch)
 
 
 def test_nodes_come_are_taken_come_again_and_go(cloud, ready, undisturbed, events, g2is, tmp_path):
@@ -175,7 +176,7 @@ def test_nodes_come_are_taken_come_again_and_go(cloud, ready, undisturbed, event
     events.at("part_done", take_away, workers=2)
     g2is(*command("gradients", ws, cloud.address, "--accelerator", "gpu"))
     assert len(events.of("worker_lost")) == 2
-    assert {facts["market"] for facts in events.of("worker_ready")} == {"spot"}
+    assert {facts["capacity"] for facts in events.of("worker_ready")} == {"spot"}
     assert cloud.started() > 2
     assert arrays(ws, "gradients") == arrays(undisturbed, "gradients")
     wait_until(lambda: not cloud.machines())
@@ -190,22 +191,25 @@ def test_spot_machines_are_refused_and_on_demand_ones_come(
     g2is(*command("gradients", ws, cloud.address, *patience))
     assert (cloud.folder / "refused-gpu_spot").exists()
     assert events.of("on_demand")
-    assert {facts["market"] for facts in events.of("worker_ready")} == {"on_demand"}
+    assert {facts["capacity"] for facts in events.of("worker_ready")} == {"on_demand"}
     assert arrays(ws, "gradients") == arrays(undisturbed, "gradients")
 
 
 class Idle:
     """Never gets to run."""
 
+    def __init__(self, order):
+        pass
+
     def process(self, item):
         return {}
 
 
-def test_what_no_node_type_offers_ends_with_the_reason(cloud, monkeypatch):
-    monkeypatch.setattr(crew, "_CERTAIN_SECONDS", 4)
+def test_what_no_node_type_offers_ends_with_the_reason(cloud):
     share = Share(workers=1, num_cpus=1, num_gpus=4)
     with (
         connected(cloud.address),
+        WorkerPool(Idle, None, share, limits=PoolLimits(certain_seconds=4)) as pool,
         pytest.raises(WorkError, match=r"has 1 CPU and 4 GPU for a work"),
     ):
-        WorkerPool(Idle, {}, share).run(["a"], "idle")
+        pool.run(["a"], "idle")

@@ -16,7 +16,8 @@ from ray_nodes import actors_of, kill_with_children, lose, start_cluster
 from small_run import STAGES, Events, arrays, command, make_ready
 
 from actors.connection.cluster import Share, connected
-from actors.pool import pool, worklist
+from actors.pool import progress
+from actors.pool.limits import PoolLimits
 from actors.pool.pool import WorkerPool
 from jobs.cli import main
 
@@ -75,7 +76,7 @@ def workspace(undisturbed, tmp_path):
 
 @pytest.fixture
 def events(monkeypatch):
-    return Events(pool, monkeypatch)
+    return Events(progress, monkeypatch)
 
 
 def kill(actors):
@@ -147,7 +148,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
 def test_a_worker_hangs_and_another_does_its_parts(
     cluster, undisturbed, workspace, events, g2is, monkeypatch
 ):
-    monkeypatch.setattr(worklist, "_SLOW_SECONDS", 1.0)
+    monkeypatch.setattr("jobs.parts.LIMITS", PoolLimits(slow_seconds=1.0))
     ws = workspace("gradients")
     frozen = []
 
@@ -240,7 +241,8 @@ def test_a_worker_runs_out_of_memory(cluster, events, tmp_path):
     try:
         with connected(cluster.address):
             share = Share(workers=1, num_cpus=3, num_gpus=0)
-            receipts = WorkerPool(Eater, {"folder": str(tmp_path)}, share).run(["eats"], "memory")
+            with WorkerPool(Eater, str(tmp_path), share) as pool:
+                receipts = pool.run(["eats"], "memory")
     finally:
         cluster.remove_node(node)
     assert receipts == {"eats": {}}

@@ -168,7 +168,7 @@ def test_a_read_only_folder_is_unfit(short):
         pytest.skip("only root can mount a read-only folder")
     check = (
         f"import sys; sys.path.insert(0, {str(Path(machine.__file__).parents[2])!r}); "
-        "from pathlib import Path; from actors import machine; "
+        "from pathlib import Path; from actors.connection import machine; "
         f"print(machine.folder_problem(Path({str(short)!r})))"
     )
     mount = f'mount -t tmpfs -o ro tmpfs {short} && exec "$@"'

@@ -23,6 +23,9 @@ class Worker:
 
     failed = False
 
+    def __init__(self, order):
+        pass
+
     def process(self, item):
         if item == 2 and not self.failed:
             self.failed = True
@@ -36,8 +39,8 @@ def exported(ray_address):
     with connected(ray_address):
         share = Share(workers=1, num_cpus=1, num_gpus=0)
         metrics = pool_metrics()
-        pool = WorkerPool(Worker, {}, share, on_event=metrics.on_event)
-        pool.run([1, 2, 3], "measured")
+        with WorkerPool(Worker, None, share, on_event=metrics.on_event) as pool:
+            pool.run([1, 2, 3], "measured")
         port = ray.nodes()[0]["MetricsExportPort"]
         for _ in range(120):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:

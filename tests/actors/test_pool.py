@@ -13,7 +13,7 @@ import pytest
 import ray.cloudpickle
 
 from actors.connection.cluster import Share, connected, share_of_cluster
-from actors.pool import crew, worklist
+from actors.pool.limits import PoolLimits
 from actors.pool.pool import WorkerPool
 from actors.pool.shared import SharedWorkspace
 from g2is_ray.config import ExecutionSettings
@@ -73,7 +73,9 @@ def _ray(ray_address: str) -> Iterator[None]:
 
 def run(folder: Path, items: list[str], workers: int = 2, **options: Any) -> dict:
     share = Share(workers=workers, num_cpus=1, num_gpus=0)
-    return WorkerPool(Worker, {"folder": str(folder)}, share, **options).run(items, "test")
+    written = options.pop("written", None)
+    with WorkerPool(Worker, str(folder), share, **options) as pool:
+        return pool.run(items, "test", written)
 
 
 def calls(folder: Path, item: str) -> int:
@@ -134,7 +136,7 @@ def test_an_item_that_fails_twice_is_done_the_third_time(tmp_path: Path) -> None
 
 
 def test_an_item_that_always_fails_is_named_after_the_rest_is_done(tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match=r"1 of 4 set aside \(fails-always failed 3 times: never\)"):
+    with pytest.raises(WorkError, match=r"gave up on 1 of 4 \(fails-always failed 3 times: ne"):
         run(tmp_path, ["fails-always", "a", "b", "c"], workers=1)
     assert calls(tmp_path, "fails-always") == 3
     assert [calls(tmp_path, item) for item in "abc"] == [1, 1, 1]
@@ -145,46 +147,44 @@ def test_an_item_that_always_kills_its_worker_is_named_after_the_rest_is_done(
     tmp_path: Path,
 ) -> None:
     items = ["dies-always", "a", "b", "c"]
-    with pytest.raises(WorkError, match=r"1 of 4 set aside \(dies-always ended its worker 5 times"):
+    with pytest.raises(WorkError, match=r"gave up on 1 of 4 \(dies-always ended its worker 5 "):
         run(tmp_path, items, workers=1, tasks_per_worker=2)
     assert calls(tmp_path, "dies-always") == 5
     assert all((tmp_path / item).exists() for item in "abc")
 
 
-def test_an_item_that_hangs_is_done_by_another_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worklist, "_SLOW_SECONDS", 0.5)
+def test_an_item_that_hangs_is_done_by_another_worker(tmp_path: Path) -> None:
     events: list[str] = []
     items = ["hangs-once", "a", "b", "c"]
-    receipts = run(tmp_path, items, on_event=lambda event, facts: events.append(event))
+    receipts = run(
+        tmp_path,
+        items,
+        on_event=lambda event, facts: events.append(event),
+        limits=PoolLimits(slow_seconds=0.5),
+    )
     assert sorted(receipts) == sorted(items)
     assert events.count("part_started_twice") == events.count("worker_lost") == 1
     assert calls(tmp_path, "hangs-once") == 2
 
 
 @pytest.mark.slow
-def test_a_lone_worker_that_hangs_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worklist, "_HUNG_SECONDS", 1)
+def test_a_lone_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
     items = ["a", "b", "c", "hangs-once", "d"]
-    assert sorted(run(tmp_path, items, workers=1)) == sorted(items)
+    limits = PoolLimits(hung_seconds=1)
+    assert sorted(run(tmp_path, items, workers=1, limits=limits)) == sorted(items)
     assert calls(tmp_path, "hangs-once") == 2
 
 
 @pytest.mark.slow
-def test_what_two_workers_wrote_at_once_is_checked_and_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worklist, "_SLOW_SECONDS", 0.5)
+def test_what_two_workers_wrote_at_once_is_checked_and_done_again(tmp_path: Path) -> None:
     asked: list[str] = []
 
     def written(item: str) -> dict | None:
         asked.append(item)
         return None
 
-    run(tmp_path, ["hangs-once", "a", "b", "c"], written=written)
+    limits = PoolLimits(slow_seconds=0.5)
+    run(tmp_path, ["hangs-once", "a", "b", "c"], written=written, limits=limits)
     assert asked == ["hangs-once"]
     assert calls(tmp_path, "hangs-once") == 3
 
@@ -198,17 +198,19 @@ def test_an_error_of_the_users_ends_the_run_at_once_with_its_own_words(tmp_path:
 @pytest.mark.slow
 def test_workers_that_cannot_start_end_the_run_with_the_reason(tmp_path: Path) -> None:
     share = Share(workers=1, num_cpus=1, num_gpus=0)
-    pool = WorkerPool(Worker, {"folder": None}, share)
-    with pytest.raises(WorkError, match=r"workers cannot start: .*NoneType"):
+    with (
+        WorkerPool(Worker, None, share) as pool,
+        pytest.raises(WorkError, match=r"workers cannot start: .*NoneType"),
+    ):
         pool.run(["a"], "test")
 
 
-def test_workers_that_no_node_can_hold_end_the_run_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crew, "_CERTAIN_SECONDS", 0)
-    pool = WorkerPool(Worker, {"folder": str(tmp_path)}, Share(workers=2, num_cpus=1, num_gpus=1))
-    with pytest.raises(WorkError, match=r"^test: no node of the cluster has 1 CPU and 1 GPU "):
+def test_workers_that_no_node_can_hold_end_the_run_with_the_reason(tmp_path: Path) -> None:
+    share, limits = Share(workers=2, num_cpus=1, num_gpus=1), PoolLimits(certain_seconds=0)
+    with (
+        WorkerPool(Worker, str(tmp_path), share, limits=limits) as pool,
+        pytest.raises(WorkError, match=r"^test: no node of the cluster has 1 CPU and 1 GPU "),
+    ):
         pool.run(["a"], "test")
 
 
@@ -241,6 +243,36 @@ def test_every_step_of_an_item_is_an_event(tmp_path: Path) -> None:
         ("part_done", "fails-twice"),
         ("progress", ""),
     ]
+
+
+def test_the_workers_of_a_pool_serve_one_work_list_after_another(tmp_path: Path) -> None:
+    share = Share(workers=2, num_cpus=1, num_gpus=0)
+    began: list[int] = []
+    heads: list[str] = []
+
+    def on_event(event: str, facts: dict[str, Any]) -> None:
+        heads.append(facts["label"])
+        if event == "worker_ready":
+            began.append(facts["worker"])
+
+    with WorkerPool(Worker, str(tmp_path), share, on_event=on_event) as pool:
+        first = pool.run(["a>b", "b>a"], "first")
+        with pytest.raises(WorkError, match=r"^second: gave up on 1 of 2 \(fails-always"):
+            pool.run(["c", "fails-always"], "second")
+        third = pool.run(["d>e", "e>d"], "third")
+    assert began == [1, 2]
+    assert list(dict.fromkeys(heads)) == ["first", "second", "third"]
+    pids = [{receipt["pid"] for receipt in receipts.values()} for receipts in (first, third)]
+    assert pids[0] == pids[1]
+
+
+def test_a_worker_that_dies_between_two_work_lists_is_replaced(tmp_path: Path) -> None:
+    share = Share(workers=1, num_cpus=1, num_gpus=0)
+    with WorkerPool(Worker, str(tmp_path), share) as pool:
+        before = pool.run(["a"], "first")["a"]["pid"]
+        os.kill(before, signal.SIGKILL)
+        after = pool.run(["b"], "second")["b"]["pid"]
+    assert after != before
 
 
 def test_workers_without_gpu_see_none(tmp_path: Path) -> None:

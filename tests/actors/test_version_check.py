@@ -33,7 +33,7 @@ def test_a_checkout_that_is_edited_during_a_local_run_does_not_end_it():
     assert version_check.problem(said(digest="bbbb") | {"is_local": True}, CODE) == ""
 
 
-def test_the_hello_of_an_older_version_is_another_versions():
+def test_the_handshake_of_an_older_version_is_another_versions():
     assert "older version of g2is-ray than 1.2.0" in version_check.problem(
         ("n", "10.0.0.7", ""), CODE
     )
@@ -51,12 +51,14 @@ def test_torch_without_a_gpu_says_why(monkeypatch):
     assert version_check.gpu_problem() == ""
 
 
-def test_the_digest_is_of_the_sources(tmp_path, monkeypatch):
+def test_the_digest_is_of_the_sources(tmp_path):
     for package in ("g2is_ray", "actors", "jobs"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "a.py").write_text("x = 1\n")
-    monkeypatch.setattr(version_check, "_ROOT", tmp_path)
-    digest = version_check.own_code.__wrapped__
+
+    def digest():
+        version_check.own_code.cache_clear()
+        return version_check.own_code(tmp_path)
 
     first = digest()
     (tmp_path / "jobs" / "__pycache__").mkdir()
@@ -72,10 +74,10 @@ def test_the_digest_is_of_the_sources(tmp_path, monkeypatch):
     [
         ("ModuleNotFoundError: No module named 'actors'", True),
         ("ModuleNotFoundError: No module named 'actors.pool.version_check'", True),
-        ("ImportError: cannot import name 'hello' from 'actors.pool.version_check' (/x)", True),
+        ("ImportError: cannot import name 'handshake' from 'actors.pool.version_check' (/x)", True),
         (
-            "AttributeError: Can't get attribute 'hello' on <module 'actors.pool.version_check' "
-            "from '/x'>",
+            "AttributeError: Can't get attribute 'handshake' on <module "
+            "'actors.pool.version_check' from '/x'>",
             True,
         ),
         ("ModuleNotFoundError: No module named 'actorsystem'", False),

@@ -34,7 +34,7 @@ def test_every_item_is_waiting_running_done_or_set_aside():
         left.failed(third, "never")
         assert third in [take(left) for _ in range(left.waiting)]
     left.failed(third, "never")
-    assert left.aside == {"a3": "failed 3 times: never"}
+    assert left.given_up == {"a3": "failed 3 times: never"}
     assert left.left == 1
 
 
@@ -57,9 +57,9 @@ def test_an_item_that_a_worker_died_over_comes_last_and_runs_alone():
 def test_five_deaths_set_an_item_aside():
     left = work("a1")
     for _ in range(5):
-        assert not left.aside
+        assert not left.given_up
         left.died(take(left), "killed")
-    assert left.aside == {"a1": "ended its worker 5 times: killed"}
+    assert left.given_up == {"a1": "ended its worker 5 times: killed"}
 
 
 def test_nothing_is_slow_before_three_items_are_done():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, causal_lm, examples
+from in_process import done_by
 from pool_files import row, write
 
 from g2is_ray.config import ModelSettings
@@ -79,11 +80,11 @@ def held(empty_folder, in_process, g2is, tiny_model):
 def test_a_part_that_is_lost_is_made_again_alone(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     parts = [f"embeddings/part-0000{part}" for part in range(3)]
-    assert list(map(str, in_process)) == [*parts, "targets/law/embeddings/part-00000"]
+    assert done_by(in_process) == [*parts, "targets/law/embeddings/part-00000"]
     whole = FeatureSet(held, "embeddings").read_all()
     held.write_bytes("embeddings/part-00001.npy", b"half")
     g2is("embeddings", *WORKSPACE)
-    assert list(map(str, in_process[4:])) == parts[1:2]
+    assert done_by(in_process)[4:] == parts[1:2]
     np.testing.assert_array_equal(FeatureSet(held, "embeddings").read_all(), whole)
     assert held.require("embeddings", "embeddings")["rows"] == 20
 
@@ -94,7 +95,7 @@ def test_rows_that_are_appended_alone_are_embedded(held, in_process, g2is):
     write("more.jsonl", *(row(i) for i in range(20, 25)))
     g2is("ingest", "--append", "more.jsonl", *WORKSPACE)
     g2is("embeddings", *WORKSPACE)
-    assert list(map(str, in_process[4:])) == ["embeddings/part-00003"]
+    assert done_by(in_process)[4:] == ["embeddings/part-00003"]
     grown = FeatureSet(held, "embeddings").read_all()
     assert len(grown) == 25
     np.testing.assert_array_equal(grown[:20], before)

@@ -301,7 +301,7 @@ def test_an_extension_that_was_killed_goes_on(killed_at, young, monkeypatch):
 
     plan = build(young, center=False, graph="exact")
     grow(young, 3)
-    module = plan if killed_at == "write_plan" else sys.modules[__name__]
+    module = graph_plan if killed_at == "write_plan" else sys.modules[__name__]
     with monkeypatch.context() as patch:
         patch.setattr(module, killed_at, killed)
         with pytest.raises(KeyboardInterrupt):

@@ -56,11 +56,11 @@ def arrays(workspace: Path, stage: str) -> dict[str, bytes]:
 
 
 class Events:
-    """What the pool tells, and something to do at the first of some events."""
+    """Events of the pool, and something to do at the first of some events."""
 
-    def __init__(self, pool, monkeypatch) -> None:
-        self._log_event = pool.log_event
-        monkeypatch.setattr(pool, "log_event", self)
+    def __init__(self, progress, monkeypatch) -> None:
+        self._log_event = progress.log_event
+        monkeypatch.setattr(progress, "log_event", self)
         self.told: list[tuple[str, dict]] = []
         self._plans: list[tuple[str, int, Callable[[], object]]] = []
 

@@ -135,7 +135,7 @@ def test_a_second_command_does_what_is_missing_only(compared, trials):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--reference", "less"], "reference less is none of the methods: random, tfidf, loose"),
+        (["--reference", "less"], "reference less is not one of the methods: random, tfidf, loose"),
         (["--budget-tokens", "2"], "budget_tokens 2 is less than the "),
         (["--methods", "random", "lss"], "methods should be paper, facility-location, walk, "),
         (["--seeds", "-1"], "seeds should be greater than or equal to 0"),

@@ -6,7 +6,6 @@ import pytest
 from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet, feature_files
 from g2is_ray.graph import plan as graph_plan
-from g2is_ray.graph.builder import GraphBuilder
 from g2is_ray.graph.plan import read_plan
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.workspace.workspace import Workspace
@@ -32,15 +31,8 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Has the job's pieces done here, one after the other."""
-
-    def do(session, stage, settings, tasks):
-        builder = GraphBuilder(session.workspace, stage, settings)
-        done = [session.workspace.receipt(stage, task.piece) for task in tasks]
-        return [one or builder.do(task) for one, task in zip(done, tasks, strict=True)]
-
-    monkeypatch.setattr(job, "_do", do)
+def here(monkeypatch, in_process):
+    """Has the job's pieces computed in this process, one after another."""
     monkeypatch.setattr(job, "_device", lambda session: "cpu")
 
 
@@ -75,6 +67,21 @@ def test_auto_compares_all_rows_where_too_many_lists_would_be_probed(build, work
 def test_lists_are_kept_where_they_pay_or_are_asked_for(graph, worthwhile, build):
     plan, _, receipt = build(graph, worthwhile)
     assert (plan.search, receipt["search"]) == ("ivf", "ivf")
+
+
+def test_one_set_of_workers_serves_all_steps_of_a_graph(build, in_process):
+    plan, *_ = build("auto", worthwhile=0)  # another search than the first step began with
+    (pool,) = in_process
+    steps = list(dict.fromkeys(item.partition("-")[0] for item in pool.done))
+    assert steps == ["sample", "train", "tune", "pair", "part"]
+    assert plan.search == "exact"
+    assert pool.ended
+
+
+def test_a_finished_graph_starts_no_workers(build, in_process):
+    build("exact", worthwhile=0)
+    build("exact", worthwhile=0)
+    assert len(in_process) == 1
 
 
 def graphs_after(workspace, **settings):

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 def test_sigterm_in_a_training(inputs: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
+    printed = workspace / "logs" / "warmup.log"
     run = subprocess.Popen(
         [*G2IS, *command(inputs, workspace), "--warmup-epochs", "2000"],
         cwd=ROOT,
@@ -22,15 +24,18 @@ def test_sigterm_in_a_training(inputs: Path, tmp_path: Path) -> None:
         text=True,
     )
     try:
-        assert any("'loss': " in line for line in run.stdout), run.stderr.read()
+        while run.poll() is None and not (printed.exists() and "'loss': " in printed.read_text()):
+            time.sleep(0.05)
+        assert run.poll() is None, run.stderr.read()
         ray = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGTERM)
-        _, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=120)
     finally:
         run.kill()
     assert run.returncode == 128 + signal.SIGTERM
     assert err.splitlines()[-1] == "g2is: interrupted; give the same command again to go on"
     assert "Traceback" not in err
+    assert "RayTrainWorker" not in out + err
     assert len(ray) > 5
     _, alive = psutil.wait_procs(ray, timeout=10)
     assert not alive

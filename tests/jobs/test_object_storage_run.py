@@ -54,11 +54,11 @@ def on_disk(finished: Path) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def on_s3(settings: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Killed in the warm-up, when training has left a checkpoint to go on from; then finished.
 
-    The killed run starts a Ray of its own. All of its processes are killed, because one that lives
-    on for a moment may still write a checkpoint.
+    Both runs start a Ray. All processes of the killed run are killed, because one that lives on for
+    a moment may still write a checkpoint.
     """
     workspace = Workspace(URL)
     arguments = command(settings)
@@ -73,7 +73,7 @@ def on_s3(settings: Path, ray_address: str, tmp_path_factory: pytest.TempPathFac
     assert driver.poll() is None, Path(log.name).read_text()[-4000:]
     kill_with_children(driver.pid)
     driver.wait()
-    run([*arguments, "--address", ray_address])
+    run(arguments)
     return workspace
 
 

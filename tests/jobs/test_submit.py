@@ -100,7 +100,7 @@ def test_a_workspace_in_the_current_folder_is_refused(workspace, here, refused):
 @pytest.mark.parametrize("setting", ["model", "warmup-from"])
 def test_a_folder_of_this_machine_is_refused(setting, here, refused):
     sentence = refused(*arguments(NOWHERE, "/ws", f"--{setting}", "data"))
-    assert sentence.startswith(f"{setting.replace('-', '_')} data is a folder of this machine")
+    assert sentence.startswith(f"{setting.replace('-', '_')} data is a folder on this machine")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ class TestJob:
         assert job["second"].returncode == 2, job["second"].stderr
         last = job["second"].stderr.splitlines()[-1]
         assert last.startswith(
-            f"g2is: error: job {job['id']} is at work on {job['workspace']} already"
+            f"g2is: error: job {job['id']} is already running on {job['workspace']}"
         )
 
     def test_ctrl_c_leaves_it_running_and_says_how_to_go_on(self, job):

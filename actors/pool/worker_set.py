@@ -1,4 +1,4 @@
-"""The actors of a pool: asked for, there, lost, and asked for again."""
+"""The workers of a pool: asked for, ready, lost, and replaced."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError, RpcError, RuntimeEnvSetupError
 
+from actors import ray_internals
 from actors.connection.cluster import Share
-from actors.pool import placement
-from actors.pool import version_check as hellos
+from actors.pool import placement, version_check
+from actors.pool.limits import PoolLimits
 from actors.pool.placement import ON_DEMAND, SPOT
 from actors.pool.shared import SharedWorkspace
 from g2is_ray.errors import G2isError, WorkError
 
 _LITTLE = 0.001  # of a custom resource: any number of workers may share a node's 1
-_STARTS = 10  # per worker, that may fail before any worker is there
-_LONGEST_PAUSE_SECONDS = 30.0
-_LOOK_SECONDS = 3.0  # between looks at what the cluster and its autoscaler say
-_CERTAIN_SECONDS = 15.0  # that it must have said no for: it decides every 5 seconds
-_WAITING_SECONDS = 60.0  # between log lines about workers that are waited for
 
 Tell = Callable[..., None]
 """Called with an event's name and its facts."""
@@ -31,123 +27,135 @@ Tell = Callable[..., None]
 
 @dataclass(eq=False, kw_only=True)
 class Worker:
-    """An actor, and what it has to do."""
+    """An actor and its running items."""
 
     number: int
     actor: Any
-    market: str  # custom resource that it asks for: spot, on_demand or neither
-    hello: Any  # the task that ends when it is there
+    capacity: str  # custom resource that the actor requires: spot, on_demand or none
+    handshake: Any  # task that ends when the actor is ready
     asked: float = field(default_factory=time.monotonic)
     node_id: str = ""
     host: str = ""
-    kind: Any = None  # of the item that it had last
-    tasks: dict[Any, tuple[Any, float]] = field(default_factory=dict)  # task -> item, begin
+    kind: Any = None  # kind of the last item
+    tasks: dict[Any, tuple[Any, float]] = field(default_factory=dict)  # task -> item, start
 
     def items(self) -> list[Any]:
         return [item for item, _ in self.tasks.values()]
 
 
-class Crew:
-    """Workers of one class: `pending` ones that are asked for, and `ready` ones that are there.
+class WorkerSet:
+    """Workers of one class: `pending` ones, which are asked for, and `ready` ones.
 
-    A worker is there once it has said hello from a node that shares the workspace and runs the
-    driver's code. A pending one is the demand that makes an autoscaler bring a node. A lost
-    worker is not restarted by Ray: it is forgotten and another is asked for, so that a worker is
-    lost at most once, and that a spot machine that was taken may be replaced by an on-demand one.
+    A worker is ready after its handshake, from a node that shares the workspace and runs the
+    driver's code. A pending worker is the demand for which an autoscaler adds a node. Ray does not
+    restart a lost worker: the set forgets the worker and asks for another one. So a worker is lost
+    at most once, and an on-demand machine may replace a spot machine.
     """
 
     def __init__(
         self,
         actor_class: Any,
-        arguments: dict[str, Any],
+        order: Any,
         share: Share,
         workspace: SharedWorkspace | None,
+        limits: PoolLimits,
         tell: Tell,
     ) -> None:
         self.ready: list[Worker] = []
         self.pending: list[Worker] = []
-        self._class, self._arguments = actor_class, arguments
-        self._share, self._workspace, self._tell = share, workspace, tell
-        self._count = 0
+        self.started = 0  # workers that were asked for
+        self._class, self._order = actor_class, order
+        self._share, self._workspace = share, workspace
+        self._limits, self._tell = limits, tell
         self._failed_starts = 0  # in a row
         self._paused_until = 0.0
         self._looked = self._said = time.monotonic()
-        self._refused: dict[str, float] = {}  # market -> since when it has been refused
-        self._missing = placement.missing_markets()
+        self._refused: dict[str, float] = {}  # capacity type -> when the cluster first refused it
+        self._missing = placement.missing_capacity()
 
     # ---- asking for workers ------------------------------------------------------
 
     def ask(self, count: int) -> None:
-        """Have `count` workers pending; those that nobody needs any more are given up."""
+        """Have `count` workers pending, and dismiss those beyond."""
         while len(self.pending) > count:
             self.dismiss(self.pending[-1])
         while len(self.pending) < count and time.monotonic() >= self._paused_until:
             self._ask(SPOT if self._share.num_gpus and SPOT not in self._missing else "")
 
-    def _ask(self, market: str) -> None:
+    def _ask(self, capacity: str) -> None:
         actor = self._class.options(
             num_cpus=self._share.num_cpus,
             num_gpus=self._share.num_gpus,
-            resources={market: _LITTLE} if market else {},
-        ).remote(**self._arguments)
-        self._count += 1
-        hello = actor.__ray_call__.remote(hellos.hello, self._workspace, self._share.num_gpus > 0)
-        self.pending.append(Worker(number=self._count, actor=actor, market=market, hello=hello))
+            resources={capacity: _LITTLE} if capacity else {},
+        ).remote(self._order)
+        self.started += 1
+        uses_gpu = self._share.num_gpus > 0
+        handshake = ray_internals.call_in_actor(
+            actor, version_check.handshake, self._workspace, uses_gpu
+        )
+        self.pending.append(
+            Worker(number=self.started, actor=actor, capacity=capacity, handshake=handshake)
+        )
 
-    def _request(self, market: str) -> dict[str, float]:
+    def _request(self, capacity: str) -> dict[str, float]:
         request = {"CPU": self._share.num_cpus, "GPU": self._share.num_gpus}
-        return request | ({market: _LITTLE} if market else {})
+        return request | ({capacity: _LITTLE} if capacity else {})
 
     # ---- coming and going --------------------------------------------------------
 
     def arrive(self, worker: Worker) -> None:
-        """Take in a pending worker that has said hello, or forget one that was lost before.
+        """Make a pending worker ready after its handshake, or forget it if it is lost.
 
         Raises:
-            G2isError: its node does not share the workspace.
+            G2isError: the worker's node does not share the workspace.
             WorkError: workers cannot start, have other code, or a GPU that torch cannot use.
         """
         try:
-            said = ray.get(worker.hello)
+            answer = ray.get(worker.handshake)
         except RayTaskError as error:
             if isinstance(error.cause, G2isError):
                 raise error.cause from None
-            why = hellos.missing_code(error) or f"workers cannot start: {reason(error)}"
+            why = version_check.missing_code(error) or f"workers cannot start: {reason(error)}"
             raise WorkError(why) from error
         except RayError as error:
-            if why := hellos.missing_code(error):
+            if why := version_check.missing_code(error):
                 raise WorkError(why) from error
             hopeless = isinstance(error, RuntimeEnvSetupError)
-            if hopeless or getattr(error, "actor_init_failed", False):  # as it would be every time
+            if hopeless or ray_internals.failed_in_constructor(error):  # as it would every time
                 raise WorkError(f"workers cannot start: {reason(error)}") from error
-            self._lost_before_it_was_there(worker, error)
+            self._lost_before_ready(worker, error)
             return
-        if isinstance(said, dict) and self._workspace:
-            self._workspace.find(said["mark"], said["host"])
-        if why := hellos.problem(said):
+        if isinstance(answer, dict) and self._workspace:
+            self._workspace.find(answer["mark"], answer["host"])
+        if why := version_check.problem(answer):
             raise WorkError(why)
-        worker.node_id, worker.host = said["node_id"], said["host"]
+        worker.node_id, worker.host = answer["node_id"], answer["host"]
         self._failed_starts = 0
         self.pending.remove(worker)
         self.ready.append(worker)
-        self._tell("worker_ready", worker=worker.number, host=worker.host, market=worker.market)
+        self._tell("worker_ready", worker=worker.number, host=worker.host, capacity=worker.capacity)
 
-    def _lost_before_it_was_there(self, worker: Worker, error: RayError) -> None:
+    def _lost_before_ready(self, worker: Worker, error: RayError) -> None:
         self.dismiss(worker)
         self._failed_starts += 1
         self._tell("worker_never_ready", worker=worker.number, reason=reason(error))
-        if self._failed_starts > _STARTS * self._share.workers:
+        if self._failed_starts > self._limits.failed_starts * self._share.workers:
             raise WorkError(
                 f"{self._failed_starts} workers in a row died before they were ready, the last "
                 f"with: {reason(error)}; finished parts are kept"
             ) from error
-        pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2**self._failed_starts)
+        pause = min(self._limits.longest_pause_seconds, 0.5 * 2**self._failed_starts)
         self._paused_until = time.monotonic() + pause
 
     def dismiss(self, worker: Worker) -> None:
-        """End a worker, whatever it is doing."""
+        """End a worker, even a busy one."""
         ray.kill(worker.actor, no_restart=True)
         (self.ready if worker in self.ready else self.pending).remove(worker)
+
+    def dismiss_busy(self) -> None:
+        """End the workers that have items."""
+        for worker in [one for one in self.ready if one.tasks]:
+            self.dismiss(worker)
 
     def dismiss_all(self) -> None:
         for worker in self.ready + self.pending:
@@ -156,27 +164,27 @@ class Crew:
     # ---- waiting for workers -----------------------------------------------------
 
     def look_after_pending(self) -> None:
-        """Turn to on-demand machines when spot ones do not come; notice what can never come.
+        """Ask for on-demand machines if spot ones do not come, and notice what cannot come.
 
         Raises:
-            WorkError: no worker is there, and no node has what one asks for or will have it.
+            WorkError: no worker is ready, and no node has or will have what a worker requires.
         """
         now = time.monotonic()
-        if not self.pending or now - self._looked < _LOOK_SECONDS:
+        if not self.pending or now - self._looked < self._limits.look_seconds:
             return
         self._looked = now
-        with contextlib.suppress(RpcError):  # Ray's head is busy: another look will do
+        with contextlib.suppress(RpcError):  # Ray's head is busy; the next look is soon enough
             self._look(now)
 
     def _look(self, now: float) -> None:
         self._lose_patience(now)
-        for market in {worker.market for worker in self.pending}:
-            request = self._request(market)
+        for capacity in {worker.capacity for worker in self.pending}:
+            request = self._request(capacity)
             if placement.fits(request) or placement.may_come(request):
-                self._refused.pop(market, None)
-            elif now - self._refused.setdefault(market, now) >= _CERTAIN_SECONDS:
-                self._give_up(market)
-        if now - self._said >= _WAITING_SECONDS:
+                self._refused.pop(capacity, None)
+            elif now - self._refused.setdefault(capacity, now) >= self._limits.certain_seconds:
+                self._give_up(capacity)
+        if now - self._said >= self._limits.waiting_seconds:
             self._said = now
             why = "; ".join(placement.failed_launches()) or "the cluster has none free"
             self._tell("waiting", workers=len(self.pending), request=self._in_words(), reason=why)
@@ -185,24 +193,24 @@ class Crew:
         patience = self._share.spot_patience_seconds
         if not patience or ON_DEMAND in self._missing:
             return
-        late = [w for w in self.pending if w.market == SPOT and now - w.asked >= patience]
-        if not late or placement.machines_on_their_way():  # it may take long to set one up
+        late = [w for w in self.pending if w.capacity == SPOT and now - w.asked >= patience]
+        if not late or placement.machines_on_their_way():  # setting up a machine may take long
             return
         self._tell("on_demand", workers=len(late), seconds=patience)
         for worker in late:
             self.dismiss(worker)
             self._ask(ON_DEMAND)
 
-    def _give_up(self, market: str) -> None:
-        if market:  # it is asked for no more
-            self._missing.add(market)
-            for worker in [one for one in self.pending if one.market == market]:
+    def _give_up(self, capacity: str) -> None:
+        if capacity:  # asked for no more
+            self._missing.add(capacity)
+            for worker in [one for one in self.pending if one.capacity == capacity]:
                 self.dismiss(worker)
         elif not self.ready:
             raise WorkError(
                 f"no node of the cluster has {self._in_words()} for a worker, and no autoscaler "
-                "will bring one: add such a node or node type, or set accelerator or workers to "
-                "what there is"
+                "will add one: add such a node or node type, or set accelerator or workers to "
+                "what the cluster has"
             )
 
     def _in_words(self) -> str:
