@@ -123,6 +123,6 @@ def test_no_source_file_is_two_rooms():
         file.name: lines
         for floor in FLOORS
         for file in (REPOSITORY / floor).rglob("*.py")
-        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > 420
+        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > 500
     }
     assert not long
