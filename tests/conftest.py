@@ -36,15 +36,20 @@ settings.load_profile("quick")  # `--hypothesis-profile thorough` replaces it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all Ray tests in one process of pytest-xdist, and each other file in one too.
+    """Keep the Ray tests in one process of pytest-xdist, and each other file in one too.
 
-    The Ray tests come first, because they are the longest group and share one Ray.
+    The Ray tests share one Ray, and the finished workspace with those that read it. Their group is
+    the longest, so it comes first.
     """
+
+    def is_of_ray(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return item.get_closest_marker("ray") is not None or "finished" in fixtures
+
     for item in items:
         file = item.nodeid.partition("::")[0]
-        group = "ray" if item.get_closest_marker("ray") else file
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+        item.add_marker(pytest.mark.xdist_group("ray" if is_of_ray(item) else file))
+    items.sort(key=lambda item: not is_of_ray(item))
 
 
 @pytest.fixture(scope="session")
