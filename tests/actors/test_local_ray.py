@@ -140,7 +140,7 @@ def test_a_hostile_environment_is_put_up_with_and_a_kill_leaves_what_the_next_re
         RAY_ADDRESS=" ",
         RAY_RUNTIME_ENV_HOOK="nobody.knows.it",
         http_proxy="http://127.0.0.1:9",
-        RAY_gcs_rpc_server_reconnect_timeout_s="2",
+        RAY_gcs_rpc_server_reconnect_timeout_s="10",
     )
     with subprocess.Popen(
         [sys.executable, "-c", HOSTILE],
