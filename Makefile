@@ -7,7 +7,7 @@ DEMO := runs/demo
 # Two processes, each of which keeps to one core; the group of tests that comes first starts first.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all test-cluster models lint clean
+.PHONY: demo test test-slow test-all test-cluster models docs lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,14 @@ test-cluster: $(VENV)/installed
 models: $(VENV)/installed
 	mkdir -p runs
 	$(BIN)/python tests/helpers/architectures_table.py --results runs/models.jsonl --write docs/models.md
+
+# The site, from docs/ and docstrings, in build/site. A broken link or reference fails.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

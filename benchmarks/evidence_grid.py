@@ -91,7 +91,7 @@ def run(
         model=ModelSettings(model=given.model),
         warmup=WarmupSettings(warmup_learning_rate=given.warmup_learning_rate),
         learning_rate=given.learning_rate,
-        execution=ExecutionSettings(token_budget=small),
+        execution=ExecutionSettings(batch_tokens=small),
     )
     left = [key for key in trials if not results.has(key)]
     began = time.monotonic()

@@ -33,7 +33,7 @@ from workload import pool_rows, product_rate, put_adapter
 
 from g2is_ray.chat.encoder import Encoded
 from g2is_ray.config import ExecutionSettings, LoraSettings, ModelSettings
-from g2is_ray.features.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.features.gradients import GradientComputer, adjust_gradient, prepare_moments
 from g2is_ray.features.projection import SparseProjection
 from g2is_ray.models import loading
 from g2is_ray.models.batches import pad
@@ -117,7 +117,7 @@ class LessLoop:
     def __init__(self, work: Workload, *, project: bool) -> None:
         self._model, self._device, self._project = work.model, work.device, project
         self._parameters = loading.lora_parameters(self._model)
-        held = prepared(work.moments(), work.device)
+        held = prepare_moments(work.moments(), work.device)
         self._moments = tuple(
             torch.cat([held[name][i].flatten() for name in self._parameters]) for i in (0, 1)
         )
@@ -127,7 +127,7 @@ class LessLoop:
             parameter.requires_grad_(True)
         waiting: list[torch.Tensor] = []
         for row in rows:
-            waiting.append(adjusted(self._gradient(row), self._moments))
+            waiting.append(adjust_gradient(self._gradient(row), self._moments))
             if len(waiting) == 16:
                 self._flush(waiting)
         self._flush(waiting)
@@ -196,7 +196,7 @@ def gradient_stage(work: Workload, given: argparse.Namespace) -> GradientCompute
         token_budget=(
             "auto"
             if given.token_budget == "auto"
-            else loading.token_budget(ExecutionSettings(token_budget=int(given.token_budget)))
+            else loading.token_budget(ExecutionSettings(batch_tokens=int(given.token_budget)))
         ),
         lora_layers=given.lora_layers,
         checkpointing=given.gradient_checkpointing,

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from g2is_ray.config import GradientSettings, ModelSettings, SeedSettings, build
-from g2is_ray.features.arrays import normalize
-from g2is_ray.features.gradients import adjusted, prepared
+from g2is_ray.features.gradients import adjust_gradient, prepare_moments
 from g2is_ray.features.projection import make_projection
 from g2is_ray.features.store import FeatureSet
+from g2is_ray.features.vectors import normalize
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.models import checkpoints
 from g2is_ray.models.lora_modules import gradient_linears
@@ -36,7 +36,7 @@ def of_no_gradient(held: Workspace) -> NDArray[np.float64]:
     settings, seed = build(GradientSettings, values), build(SeedSettings, values)
     model = checkpoints.load_model(held, build(ModelSettings, values))
     last = checkpoints.read(held, len(checkpoints.weights(held)))
-    moments = prepared(checkpoints.put(model, last), torch.device("cpu"))
+    moments = prepare_moments(checkpoints.put(model, last), torch.device("cpu"))
     sizes = {
         name: module.weight.numel()
         for name, module in gradient_linears(model, settings.lora_layers).items()
@@ -45,7 +45,7 @@ def of_no_gradient(held: Workspace) -> NDArray[np.float64]:
     out_bd = torch.zeros(1, projection.dimensions)
     for name in sizes:
         zero_boi = torch.zeros_like(moments[name][0])[None]
-        projection.add(out_bd, name, adjusted(zero_boi, moments[name]))
+        projection.add(out_bd, name, adjust_gradient(zero_boi, moments[name]))
     return out_bd[0].double().numpy()
 
 

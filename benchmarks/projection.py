@@ -22,14 +22,14 @@ import torch
 from workload import warmed_model, workspace_rows
 
 from g2is_ray.chat.encoder import Encoded
-from g2is_ray.features.arrays import normalize
-from g2is_ray.features.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.features.gradients import GradientComputer, adjust_gradient, prepare_moments
 from g2is_ray.features.projection import (
     Projection,
     RademacherProjection,
     SparseProjection,
     Unprojected,
 )
+from g2is_ray.features.vectors import normalize
 from g2is_ray.models import loading
 from g2is_ray.models.loading import Moments
 from g2is_ray.workspace.workspace import Workspace
@@ -61,10 +61,10 @@ def plain_gradients(
 def adjusted_rows(plain: np.ndarray, whole: Unprojected, moments: Moments) -> np.ndarray:
     """Γ of the rows g [n, p]."""
     found = np.empty_like(plain)
-    for name, pair in prepared(moments, torch.device("cpu")).items():
+    for name, pair in prepare_moments(moments, torch.device("cpu")).items():
         m, v = (moment.flatten() for moment in pair)
         g = torch.from_numpy(plain[:, whole.slices[name]])
-        found[:, whole.slices[name]] = adjusted(g, (m, v)).numpy()
+        found[:, whole.slices[name]] = adjust_gradient(g, (m, v)).numpy()
     return found
 
 

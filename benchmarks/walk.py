@@ -25,9 +25,9 @@ import numpy as np
 
 import g2is_ray.selector.walk
 from g2is_ray.config import WalkSettings
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet, feature_files
+from g2is_ray.features.vectors import normalize
 from g2is_ray.selection.budget import row_budget
 from g2is_ray.selection.selection import Selection, carry_out, knowledge_of
 from g2is_ray.selector.walk import align

@@ -70,230 +70,262 @@ def _check_date(date: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSettings:
+    """Model"""
+
     model: Text
-    """Hugging Face name or local directory of the causal LM to tune."""
+    """Hugging Face name or local directory of the causal language model to tune."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model; leave off unless you trust its authors."""
+    """Run the Python code that comes with the model; leave it off unless you trust the authors."""
     template_date: Annotated[str, AfterValidator(_check_date)] = ""
-    """Day that the chat template is told, as YYYY-MM-DD; if not given, the day that the pool is
-    read. Only templates that write a date ask for it."""
+    """Date for chat templates that write one, as YYYY-MM-DD; if not given, the day on which the
+    pool is read."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the base weights; auto is bfloat16 on GPUs and float32 on CPUs."""
+    """Number type of the base weights; auto is bfloat16 on a GPU and float32 on a CPU."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Base weights in 8 or 4 bits (bitsandbytes): half or a quarter of the memory, slower, and
-    other gradients, very much so for a small model; adapters stay in the number type above."""
+    """Load the base weights in 8 or 4 bits (bitsandbytes). This takes half or a quarter of the
+    memory, is slower, and changes the gradients, most of all those of a small model. Adapters keep
+    the number type of dtype."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ReadSettings:
+    """Reading rows"""
+
     source_field: str = "source"
-    """Column that labels a row's origin in the report; the selection never reads it."""
+    """Column with a row's origin, for the report; selectors never read it."""
     max_tokens: Count = 2048
-    """Longest example in tokens; longer ones are cut on the right. Time grows with it."""
+    """Maximum tokens of an example; longer ones are cut on the right. Time grows with it."""
     supervise: Literal["all", "last"] = "all"
-    """Assistant turns to train on: all of them, or the last of a conversation only; never those
-    that their row excludes (weight: 0, train: false)."""
+    """Assistant turns to train on: all, or the last one of each conversation. Turns that their row
+    excludes (weight: 0, train: false) are never trained on."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of unreadable rows that is put up with; above it, reading stops."""
+    """Maximum fraction of unreadable rows; reading stops above it."""
     part_rows: Count = 4096
-    """Rows of a part, the unit of work and of resume; at most this much is lost by a fault."""
+    """Rows of a part, the unit of work and of resuming; a fault loses at most one part."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolSettings:
+    """Pool"""
+
     pool: Annotated[tuple[str, ...], Field(min_length=1)]
     """Candidates: JSONL, JSON, Parquet or Arrow files, globs, directories, URLs, or
     hf://org/name[[:config]:split]."""
     append: tuple[str, ...] = ()
-    """More candidates, as for pool, for a pool that is read already: gradients are taken of them
-    alone, the graph is extended, and selections are made anew."""
+    """More candidates for a pool that is read already, given as for pool. Gradients are computed
+    for the new rows only, the graph is extended, and selections are recomputed."""
     format: str = "auto"
-    """Schema of the pool's rows: messages, prompt-completion, alpaca or sharegpt; auto tells it
-    from each row's columns."""
+    """Schema of the pool's rows: messages, prompt-completion, alpaca or sharegpt; auto detects the
+    schema from each row's columns."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TargetSettings:
+    """Targets and tests"""
+
     target: dict[str, str] = dataclasses.field(default_factory=dict)
-    """NAME=FILE, validation rows of the domain you care about; may be repeated."""
+    """NAME=FILE, validation rows of the domain that you select for; may be repeated."""
     test: dict[str, str] = dataclasses.field(default_factory=dict)
-    """NAME=FILE, rows to measure the target NAME with, never used to select; may be repeated."""
+    """NAME=FILE, test rows of the target NAME, never used to select; may be repeated."""
     max_target_rows: Count = 5000
-    """A larger target is refused: its gradients would cost as much as a pool's."""
+    """Maximum rows of a target; a larger one would cost as much as a pool."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraSettings:
+    """LoRA adapter"""
+
     lora_r: Count = 128
-    """LoRA rank. Gradients are taken for r x (in + out) numbers a module; cost grows little."""
+    """LoRA rank. A module's gradient has r x (in + out) numbers; cost grows slowly with r."""
     lora_alpha: Count = 512
-    """LoRA scale: updates are multiplied by alpha / r."""
+    """LoRA scale; updates are multiplied by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout on the adapter's input while training; gradients are taken without it."""
+    """Dropout on the adapter's input in training; gradients are computed without dropout."""
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("auto",)
-    """Names of the linear modules of the language model that get an adapter; all-linear; or auto,
-    its attention's projections: q_proj, k_proj, v_proj and o_proj in most models."""
+    """Linear modules that get an adapter, by name; all-linear; or auto, the projections of the
+    attention: q_proj, k_proj, v_proj and o_proj in most models."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WarmupSettings:
+    """Warm-up"""
+
     warmup_fraction: Share = 0.05
-    """Share of the pool, drawn at random, that the adapter is warmed up on."""
+    """Fraction of the pool, drawn at random, that the adapter is warmed up on."""
     warmup_epochs: Count = 4
     """Passes over the warm-up rows."""
     warmup_learning_rate: Positive = 2e-5
-    """Highest learning rate of the warm-up (linear schedule)."""
+    """Peak learning rate of the warm-up (linear schedule)."""
     warmup_batch_size: Annotated[int, Field(ge=0)] = 0
-    """Rows per optimizer step; 0 means 128, or a tenth of the rows if they are fewer than 1,280."""
+    """Rows per optimizer step; 0 means 128, or a tenth of fewer than 1,280 rows."""
     checkpoints: Count = 1
-    """Adapters of the warm-up, evenly spaced, that gradients are taken at, weighted by learning
-    rate as LESS does; each costs a whole pass over the pool."""
+    """Number of evenly spaced adapters of the warm-up at which gradients are computed, weighted by
+    learning rate as in LESS. Each costs a whole pass over the pool."""
     warmup_from: tuple[str, ...] = ()
-    """Local checkpoint folders of a Hugging Face Trainer, in order of training, to take instead of
-    warming up; each with adapter_config.json, adapter_model.safetensors (or .bin) and optimizer.pt.
-    Gradients are of those adapters' rank, alpha and modules; lora_* settings shape tuning only."""
+    """Local checkpoint folders of a Hugging Face Trainer, in order of training, which replace the
+    warm-up. Each holds adapter_config.json, adapter_model.safetensors (or .bin) and optimizer.pt.
+    Gradients use the rank, alpha and modules of these adapters; lora_* settings are for tuning."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GradientSettings:
+    """Gradients"""
+
     projection: Literal["sparse", "rademacher", "none"] = "sparse"
-    """sparse: one pass over the gradient. rademacher: dense signs, the same spread of errors for
-    projection_dim times the work. none: every LoRA number of a row is kept, 2 bytes each."""
+    """sparse: one pass over the gradient. rademacher: dense signs, with the same variance for
+    projection_dim times the work. none: keep every number of a row's gradient, 2 bytes each."""
     projection_dim: Annotated[int, Field(ge=2)] = 8192
-    """Dimensions that gradients are projected to; disk is 2 bytes x this per row."""
+    """Dimensions of projected gradients; a row takes 2 bytes x this on disk."""
     lora_layers: Annotated[str, Field(pattern=r"^(all|last:[1-9]\d*)$")] = "all"
-    """Layers whose adapters count: all, or last:N, where the backward pass stops N layers down."""
+    """Layers whose adapters have gradients: all, or last:N, where the backward pass ends early."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GraphSettings:
+    """Features and graph"""
+
     features: Features = "gradients"
-    """What rows are compared by, in graph, walk and all that selects by gradients: gradients, or
-    embeddings: weighted means of the base model's last hidden states, which take neither a warm-up
-    nor a backward pass."""
+    """Features that graph and selectors compare rows by: gradients, or embeddings, which are
+    weighted means of the base model's last hidden states and need neither a warm-up nor a backward
+    pass."""
     neighbors: Count = 32
     """Neighbors of each row in the kNN graph."""
     center: bool = True
-    """Subtract the pool's mean from all features before normalizing, in graph and walk alike. Of a
-    target's, it is taken from embeddings too; its gradients lack the momentum in the pool's."""
+    """Subtract the pool's mean from the pool's features before normalizing. The mean is subtracted
+    from a target's embeddings too, but not from a target's gradients, which lack momentum."""
     graph: Text = "auto"
-    """How neighbors are searched for: exact; ivf, among the lists of rows nearest to a row; auto,
-    exact where that takes seconds or most lists would be probed; or a FAISS index such as HNSW32
-    or IVF4096,Flat, which holds the whole pool in one worker's memory."""
+    """Search for neighbors: exact; ivf, which probes the lists nearest to a row; auto, which is
+    exact if that takes seconds or most lists would be probed, and else ivf; or a FAISS index such
+    as HNSW32 or IVF4096,Flat, which holds the whole pool in the memory of one worker."""
     recall: Annotated[float, Field(gt=0, lt=1)] = 0.97
-    """Share of a row's exact neighbors that ivf must find on average; measured on a sample."""
+    """Fraction of a row's exact neighbors that ivf must find on average, measured on a sample."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WalkSettings:
+    """Budget and walk"""
+
     fraction: Share = 0.01
-    """Share of the pool to select, in (0, 1]."""
+    """Fraction of the pool to select, in (0, 1]."""
     delta: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Least share of the previous |cos(sum of picks, component)| that a step must keep."""
+    """Minimum fraction of the previous |cos(sum of picks, component)| that a step must keep."""
     explained_variance: Share = 0.5
-    """Principal components of the target are taken up to this share of its variance."""
+    """Fraction of the target's variance that the principal components must explain."""
     pca: Literal["centered", "uncentered"] = "uncentered"
-    """Whether the mean target gradient is removed before taking components (paper: centered)."""
+    """Subtract the mean target gradient before computing components, or not (paper: centered)."""
     orient: bool = True
     """Flip components to point towards the mean target gradient (paper: no)."""
     within: Share = 1.0
-    """Walk only among this share of the pool, the rows with the largest cosine to the mean target
-    gradient: the smaller, the less a walk drifts, and the more it picks as less does (paper: 1)."""
+    """Fraction of the pool to walk in: the rows with the largest cosine to the mean target
+    gradient. A smaller fraction drifts less and picks more like the selector less (paper: 1)."""
     on_exhausted: Literal["stop", "restart"] = "restart"
-    """When nothing qualifies: stop short of the budget (paper), or restart at the next anchor."""
+    """If no row qualifies, stop below the budget (paper), or restart at the next anchor."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectorSettings:
+    """Selection"""
+
     selector: Annotated[str, AfterValidator(_check_selector)] = "facility-location"
-    """What selects: facility-location, walk, random, less, less-round-robin, gist, graph-diverse,
-    rds, tfidf, bm25, or one of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
+    """Selector: facility-location, walk, random, less, less-round-robin, gist, graph-diverse, rds,
+    tfidf, bm25, or a class of your own as FILE.py:CLASS or MODULE:CLASS, whose code is run."""
     budget_tokens: Annotated[int, Field(ge=0)] = 0
-    """Supervised tokens to select, in place of fraction; 0 means fraction. Supervised, because the
-    loss is on those alone, so that selections of equal budgets are taught equally much. Picking
+    """Budget in supervised tokens, in place of fraction; 0 means fraction. The loss is on
+    supervised tokens only, so selections of equal budgets train on equally many tokens. Picking
     ends before the first row that does not fit."""
     allow_overlap: bool = False
-    """Select rows of the pool that are like test rows, too: losses then say what the model knows
-    by heart. Without it such rows are left out; `g2is ingest` says which there are."""
+    """Also select rows of the pool that are like test rows, although losses then measure what the
+    model has memorized. By default such rows are left out; `g2is ingest` lists them."""
     subtask_field: Text = "subtask"
-    """Column of the target's rows that names a row's subtask: less, gist, graph-diverse and
-    facility-location take the mean within a subtask and the maximum over subtasks. Without it
-    a target is one subtask."""
+    """Column with the subtask of a target's row. less, gist, graph-diverse and facility-location
+    take the mean within a subtask and the maximum over subtasks. A target without this column is
+    one subtask."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class JointSettings:
+    """Joint selection"""
+
     joint: bool = False
-    """Select once for all targets together, under one budget, as the selection named joint."""
+    """Select once for all targets together, under one budget; the selection is named joint."""
     target_weight: dict[str, Positive] = dataclasses.field(default_factory=dict)
-    """NAME=WEIGHT, how much of a joint budget a target gets, relative to the others; 1 if not
+    """NAME=WEIGHT, a target's part of a joint budget, relative to the other targets; 1 if not
     given; may be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TuneSettings:
+    """Tuning"""
+
     tune_epochs: Count = 3
     """Passes over the selected rows."""
     tune_learning_rate: Positive = 1e-4
-    """Highest learning rate of tuning (cosine schedule)."""
+    """Peak learning rate of tuning (cosine schedule)."""
     tune_batch_size: Count = 16
     """Rows per optimizer step."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateSettings:
+    """Evaluation"""
+
     max_new_tokens: Count = 256
-    """Longest answer written for exact match, in tokens; greedy decoding is the slow part."""
+    """Maximum tokens of a generated answer; greedy decoding takes most of the evaluation's time."""
     exact_match_rows: Annotated[int, Field(ge=0)] = 200
-    """Test rows that exact match is measured on, the first ones; 0 leaves it out."""
+    """Number of test rows, from the first, on which exact match is measured; 0 skips it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SeedSettings:
+    """Randomness"""
+
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the warm-up draw, adapter, data order, projection and random baseline."""
+    """Seed of the warm-up's draw, the adapter, the data order, the projection and random."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedoSettings:
+    """Recomputing"""
+
     redo: tuple[str, ...] = ()
-    """Stages to remove and recompute, with all that was made from them: pool, warmup, gradients,
-    graph, targets/T, selections/T, tuned/T, evaluations/T, or any other that `g2is status` names.
-    It is asked for once: leave it out to go on after an interruption."""
+    """Stages to remove and recompute, with every stage made from them: pool, warmup, gradients,
+    graph, targets/T, selections/T, tuned/T, evaluations/T, or any other that `g2is status` lists.
+    Leave it out to resume after an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutionSettings:
-    """How the work is run; never what a stage writes."""
+    """Execution: how the work is run; never what a stage writes"""
 
     address: str = ""
-    """Ray cluster: auto, host:port, or local to start one; unset means RAY_ADDRESS or local.
+    """Ray cluster: auto, host:port, or local, which starts one; if not given, RAY_ADDRESS or local.
     For submit, the URL of the cluster's dashboard, such as http://127.0.0.1:8265."""
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
-    """What workers run on: auto takes GPUs if the cluster has any now; gpu waits for them."""
+    """Device of the workers; auto uses GPUs if the cluster has any now, gpu waits for them."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Gradient and evaluation workers; 0 means one per GPU, or one where there is none."""
+    """Number of workers for gradients and evaluation; 0 means one per GPU, or one without GPUs."""
     spot_patience_seconds: Annotated[int, Field(ge=0)] = 600
-    """Seconds that a GPU worker waits for a spot machine before it asks for an on-demand one, at
-    two to three times the price; 0 means for ever. Needs node types that offer the resources
-    spot and on_demand, 1 of either."""
+    """Seconds that a GPU worker waits for a spot machine before it requests an on-demand one, which
+    costs two to three times as much; 0 means no limit. The node types must offer 1 of the resource
+    spot or on_demand."""
     train_workers: Count = 1
-    """Data-parallel workers of warm-up and tuning."""
+    """Number of data-parallel workers for warm-up and tuning."""
     memory_bytes: Annotated[int, Field(ge=2**28)] = 4 * 2**30
-    """What a graph worker may take, of its GPU's memory or of the machine's; larger pools are
-    searched in groups of parts that fit."""
-    token_budget: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    """Longest row x rows of a batch; memory grows with it. 0 means 8192 on a GPU, 512 on a CPU;
-    auto tries larger ones while they pay, at the price of last digits that differ between runs."""
+    """Memory of a graph worker, on its GPU or else of the machine; larger pools are searched in
+    groups of parts that fit."""
+    batch_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Maximum of longest row x rows in a batch, in tokens; memory grows with it. 0 means 8192 on a
+    GPU and 512 on a CPU. auto increases it while that is faster; the last digits of gradients then
+    differ between runs."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel, as transformers names them; auto is transformers' own choice."""
+    """Attention kernel by its name in transformers; auto is the default of transformers."""
     compile: bool = False
-    """Compile the parts of layers that carry no adapter (torch.compile) while taking gradients:
-    a minute or two at the start of each worker, for 0 to 10 % on a CPU; not measured on a GPU."""
+    """Compile the parts of layers without an adapter (torch.compile) for gradients. Each worker
+    takes a minute or two longer to start and is 0 to 10% faster on a CPU; not measured on a GPU."""
     gradient_checkpointing: bool = False
-    """Recompute activations while taking gradients: a third slower, much less memory."""
+    """Recompute activations for gradients: a third slower, with much less memory."""
     micro_batch_size: Count = 4
-    """Rows that training holds in memory at once; batches are accumulated from these."""
+    """Rows per forward pass of training; gradients are accumulated up to a whole batch."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Trackers that training reports to: tensorboard, wandb, mlflow, trackio."""
 
@@ -338,10 +370,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "within": 1.0,
     },
 }
-"""`paper` is the published procedure to the letter; `recommended` is the best that is known. Its
-settings of the walk are for those who ask for one: docs/evidence.md."""
+"""`paper` is the procedure as published; `recommended` is the best one measured so far
+(docs/evidence.md). Settings of the walk have an effect only if the walk is the selector."""
 
 T = TypeVar("T")
+
+
+def preset_values(preset: object) -> dict[str, Any]:
+    """The settings that a preset gives; none if no preset is asked for.
+
+    Raises:
+        SettingError: there is no such preset.
+    """
+    if preset is None:
+        return {}
+    if preset not in list(PRESETS):  # which need not be hashable
+        raise SettingError(f"preset should be {' or '.join(PRESETS)}, got {preset!r}")
+    return PRESETS[str(preset)]
 
 
 def fields_of(classes: Iterable[type]) -> dict[str, pydantic.fields.FieldInfo]:
@@ -389,7 +434,8 @@ def _validate(cls: type[T], values: Mapping[str, Any]) -> tuple[T | None, dict[s
         for one in error.errors():
             name = str(one["loc"][0])
             if one["type"].startswith("missing"):
-                problems["missing"].append(f"{name} is not set: {fields[name].description}")
+                remedy = f"give {flag(name)}. {fields[name].description}"
+                problems["missing"].append(f"{name} is not set: {remedy}")
             else:
                 reason = re.sub(r"^(Input|String|Tuple|Value error,) ", "", one["msg"])
                 problems["wrong"].append(_sentence(name, reason, one["input"], fields))

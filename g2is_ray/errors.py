@@ -31,3 +31,13 @@ class StorageError(WorkspaceError):
 
 class WorkError(G2isError):
     """Workers failed at some parts, or keep dying; everything else is done and kept."""
+
+
+def one_line(error: object, characters: int = 300) -> str:
+    """The text of an error on one line, cut to some characters; its type where it has no text."""
+    return " ".join(str(error).split())[:characters] or type(error).__name__
+
+
+def last_line(error: object) -> str:
+    """The last line of an error's text, which names the cause; its type where it has no text."""
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__)

@@ -13,7 +13,6 @@ from g2is_ray.errors import InputError, SettingError
 from g2is_ray.workspace.layout import POOL
 from g2is_ray.workspace.storage import Storage
 from g2is_ray.workspace.workspace import Workspace
-from jobs.selection import selected_rows
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,8 @@ def _names(workspace: Workspace, wanted: str | None) -> list[str]:
 
 
 def _rows(session: Session, name: str) -> list[int]:
+    from jobs.selection import selected_rows
+
     rows = selected_rows(session, name)
     if not rows:
         raise InputError(f"selections/{name} is empty, so there is nothing to export")

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.chat.templates import asks_for_date, identity, today
 from g2is_ray.config import (
     ModelSettings,
@@ -26,7 +27,6 @@ from g2is_ray.data.examples import ExampleSet, write_examples
 from g2is_ray.data.sources import describe, expand, held_out
 from g2is_ray.errors import SettingError, WorkspaceError
 from g2is_ray.models import loading
-from g2is_ray.models.limits import LimitedEncoder
 from g2is_ray.workspace.layout import POOL, targets_in
 from g2is_ray.workspace.workspace import Workspace
 from jobs.model import check_base, model_limits
@@ -175,15 +175,15 @@ def _decides(
 
 def _encoder(
     tokenizer: PreTrainedTokenizerBase, model: ModelSettings, read: ReadSettings
-) -> LimitedEncoder:
+) -> ChatEncoder:
     if tokenizer.chat_template is None:
         _warn_of_plain(model.model)
         tokenizer = copy.copy(tokenizer)  # the encoder gives it a template
-    return LimitedEncoder(
+    return ChatEncoder(
         tokenizer,
         max_tokens=read.max_tokens,
         template_date=model.template_date,
-        limits=model_limits(model),
+        vocabulary=model_limits(model).vocabulary,
     )
 
 

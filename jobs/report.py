@@ -9,11 +9,8 @@ from collections import Counter
 
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import WorkspaceError
-from g2is_ray.report.collect import pool_map, run_view, target_view
-from g2is_ray.report.run_page import render
 from g2is_ray.workspace.layout import comparison_file, comparisons_in, targets_in, variants_in
 from g2is_ray.workspace.workspace import Workspace
-from jobs.graph import graph_settings
 from jobs.session import Session
 
 log = logging.getLogger(__name__)
@@ -43,6 +40,11 @@ def report(session: Session) -> None:
     if _is_shown(workspace, shown):
         log.info("report: already done: %s", where)
         return
+    from g2is_ray.report.collect import run_view, target_view
+    from g2is_ray.report.pool_map import pool_map
+    from g2is_ray.report.run_page import render
+    from jobs.graph import graph_settings
+
     groups = [row["group"] for row in ExampleSet(workspace, "pool").read_all(["group"])]
     run = run_view(workspace, Counter(groups))
     targets = [target_view(workspace, name, groups) for name in names]

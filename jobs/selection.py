@@ -38,14 +38,17 @@ Directions = list[NDArray[np.floating]]
 Picked = tuple[list[Pick], dict[str, Any]]  # and the summary
 
 
-def select_rows(session: Session) -> None:
+def select_rows(session: Session) -> list[str]:
     """Write `selections/T` and its baselines `selections/T@NAME` for each target T.
 
     With `joint`, T is one name for all targets together.
+
+    Returns:
+        Names of the selections.
     """
-    make_selections(
-        session, [task for name in selection_names(session) for task in tasks_of(session, name)]
-    )
+    tasks = [task for name in selection_names(session) for task in tasks_of(session, name)]
+    make_selections(session, tasks)
+    return [task.stage.removeprefix("selections/") for task in tasks]
 
 
 def make_selections(session: Session, tasks: Sequence[Task]) -> None:

@@ -10,14 +10,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from actors.connection.cluster import connected
 from g2is_ray.config import (
-    PRESETS,
     ExecutionSettings,
     ModelSettings,
     TargetSettings,
     as_dict,
     build,
+    preset_values,
 )
 from g2is_ray.errors import InputError, SettingError, WorkspaceError
 from g2is_ray.models.identity import model_identity
@@ -53,10 +52,7 @@ class Session:
         self.events = EventLog(self.workspace)
         self.worker_log = WorkerLog(self.workspace)
         self.given = dict(given)
-        preset = self.given.pop("preset", None)
-        if preset is not None and preset not in list(PRESETS):
-            raise SettingError(f"preset should be {' or '.join(PRESETS)}, got {preset!r}")
-        self._preset = PRESETS[preset] if preset else {}
+        self._preset = preset_values(self.given.pop("preset", None))
         self.execution = self.settings(ExecutionSettings)
         self._ray = contextlib.ExitStack()
         self._connected = False
@@ -159,6 +155,8 @@ class Session:
     def ray(self) -> None:
         """Connect to Ray, once."""
         if not self._connected:
+            from actors.connection.cluster import connected
+
             self._ray.enter_context(self.worker_log.taking())
             self._ray.enter_context(connected(self.execution.address))
             self._connected = True

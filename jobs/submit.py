@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import sys
 import tempfile
 import urllib.parse
 import zipfile
@@ -14,20 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import yaml
-from ray.exceptions import AuthenticationError
+from pydantic.dataclasses import dataclass
 
-from actors.connection.machine import without_proxy
-from actors.ray_internals import patient_job_client
+from g2is_ray.config import STRICT, build
 from g2is_ray.data.sources import expand
-from g2is_ray.errors import InputError, SettingError, WorkError
+from g2is_ray.errors import InputError, SettingError, WorkError, last_line
 from g2is_ray.selector.methods import parse_method
-from jobs.job_log import follow
 
 log = logging.getLogger(__name__)
 
-ENTRYPOINT = "python -m jobs.run --config run.yaml"
+ENTRYPOINT = "python -m jobs.main_job --config run.yaml"
 _WORKSPACE = "g2is_workspace"  # the job's metadata
 _FILES = ("pool", "append", "target", "test")  # settings that name files of rows
 _FOLDERS = ("model", "warmup_from")  # settings that may name folders
@@ -35,27 +31,40 @@ _METHODS = ("selector", "baselines")  # settings that may name files of code
 _UPLOAD_BYTES = 500 * 2**20  # Ray's limit
 
 
-def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int | None:
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SubmitSettings:
+    """Submitting"""
+
+    wait: bool = True
+    """Follow the job's log to its end."""
+
+
+def submit(values: Mapping[str, Any]) -> int:
     """Run the main job with the settings `values` on the cluster at `values["address"]`.
 
     The job gets one configuration file with all settings, and the files of rows and selectors that
     the settings name by relative paths. Absolute paths and URLs must exist on the cluster.
 
     Args:
-        workspace: URL or absolute path that every node of the cluster reaches.
-        wait: follow the job's log to its end.
+        values: settings of the main job by name, and those of `SubmitSettings`; `workspace` is a
+            URL or an absolute path that every node of the cluster reaches.
 
     Returns:
-        The job's exit status; 0 without `wait`, None after Ctrl-C or a request to end,
-        `job_log.LOST` if the cluster is no longer reachable.
+        The job's exit status; 0 without `wait`, `job_log.LOST` if the cluster is no longer
+        reachable.
 
     Raises:
         SettingError: a setting names a place that the cluster cannot reach.
         InputError: files are missing, or too large to upload.
         WorkError: the cluster refuses the job, or it ended without an exit status.
+        KeyboardInterrupt: after Ctrl-C or a request to end; the job goes on.
     """
+    from actors.ray_internals import patient_job_client
+    from jobs.job_log import follow
+
     address = _dashboard(values.get("address", ""))
-    settings = {**values, "workspace": _place(workspace)}
+    settings = {**values, "workspace": _place(values["workspace"])}
+    settings.pop("wait", None)
     settings.pop("address", None)  # of the dashboard; the job uses the cluster that it runs on
     files = _files_of(settings)
     with tempfile.TemporaryDirectory(prefix="g2is-submit-") as scratch:
@@ -71,14 +80,13 @@ def submit(workspace: str, values: Mapping[str, Any], *, wait: bool) -> int | No
     log.info("submitted job %s; commands to follow and to stop it:", job)
     for command in ("logs --follow", "stop"):
         log.info("    ray job %s --address %s %s", command, address, job)
-    if not wait:
+    if not build(SubmitSettings, values).wait:
         return 0
     try:
         with _asking(address):
             return follow(client, job, address)
     except KeyboardInterrupt:
-        print("g2is: no longer following the job; it goes on", file=sys.stderr)
-        return None
+        raise KeyboardInterrupt("no longer following the job; it goes on") from None
 
 
 def _dashboard(address: str) -> str:
@@ -88,6 +96,8 @@ def _dashboard(address: str) -> str:
             f"http://127.0.0.1:8265, got {address!r}"
         )
     if urllib.parse.urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1"):  # a tunnel
+        from actors.connection.machine import without_proxy
+
         os.environ.update(without_proxy(os.environ))
     return address
 
@@ -181,6 +191,9 @@ def _free_id(client: Any, workspace: str) -> str:
 @contextlib.contextmanager
 def _asking(address: str) -> Iterator[None]:
     """Turn errors of requests to the cluster into one sentence."""
+    import aiohttp
+    from ray.exceptions import AuthenticationError
+
     try:
         yield
     except AuthenticationError:
@@ -189,5 +202,4 @@ def _asking(address: str) -> Iterator[None]:
             "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
         ) from None
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise WorkError(f"the cluster at {address} cannot be used: {why[-1]}") from None
+        raise WorkError(f"the cluster at {address} cannot be used: {last_line(error)}") from None

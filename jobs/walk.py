@@ -6,27 +6,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
 from pydantic.dataclasses import dataclass
 
-from g2is_ray.config import PRESETS, Count, Text, WalkSettings, build
+from g2is_ray.config import PRESETS, STRICT, Count, Text, WalkSettings, build, preset_values
 from g2is_ray.errors import SettingError
-from g2is_ray.features.arrays import gradients_from, mean_of_valid, neighbors_from, normalize
-from g2is_ray.features.rows import ArrayRows
-from g2is_ray.graph.search import knn_graph
-from g2is_ray.selection.budget import row_budget
-from g2is_ray.selection.selection import check_dimensions, pick_lines, select
-from g2is_ray.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(
-    frozen=True,
-    kw_only=True,
-    config=pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid"),
-)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ArraySettings:
+    """Arrays"""
+
     train: Text
     """Pool gradients [n, d], .npy, .safetensors or .pt; they need not be normalized."""
     target: Text
@@ -47,11 +38,15 @@ DEFAULTS = PRESETS["paper"] | {"on_exhausted": "restart"}
 
 def walk_arrays(given: Mapping[str, Any]) -> None:
     """Select rows of `train` for `target` and write them to `output`."""
-    values = dict(given)
-    preset = values.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        raise SettingError(f"preset should be {' or '.join(PRESETS)}, got {preset!r}")
-    values = {**DEFAULTS, **PRESETS.get(preset or "", {}), **values}
+    from g2is_ray.features.arrays import gradients_from, neighbors_from
+    from g2is_ray.features.rows import ArrayRows
+    from g2is_ray.features.vectors import mean_of_valid, normalize
+    from g2is_ray.graph.search import knn_graph
+    from g2is_ray.selection.budget import row_budget
+    from g2is_ray.selection.selection import check_dimensions, pick_lines, select
+    from g2is_ray.workspace.workspace import Workspace
+
+    values = {**DEFAULTS, **preset_values(given.get("preset")), **given}
     arrays, settings = build(ArraySettings, values), build(WalkSettings, values)
     if arrays.graph is not None and "neighbors" in given:
         raise SettingError("graph and neighbors exclude each other: a given graph has its own k")

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-from actors.ray_internals import worker_output_to
 from g2is_ray.errors import G2isError
 from g2is_ray.workspace.workspace import Workspace
 
@@ -43,6 +42,8 @@ class WorkerLog:
         if log.isEnabledFor(logging.DEBUG):
             yield
             return
+        from actors.ray_internals import worker_output_to
+
         try:
             with worker_output_to(self.take):
                 yield

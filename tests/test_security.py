@@ -64,7 +64,7 @@ def test_log_lines_hold_nothing_that_a_terminal_obeys(capsys, logging_as_before,
     arguments = ["ingest", "--pool", "pool.jsonl", "--model", tiny_model, "--workspace", "ws"]
     assert main([*arguments, "--max-rejected", "0.5"]) == 0
     log = capsys.readouterr().err
-    assert "1 rows set aside, first pool.jsonl:10" in log
+    assert "rejected 1 rows, first pool.jsonl:10" in log
     assert all(character.isprintable() or character == "\n" for character in log)
 
 

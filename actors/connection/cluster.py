@@ -17,6 +17,8 @@ from actors.connection import local_ray, machine
 from g2is_ray.config import ExecutionSettings
 from g2is_ray.errors import SettingError, WorkError
 
+log = logging.getLogger(__name__)
+
 _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve processes that share CPUs
     "PYTHONWARNINGS": "ignore::FutureWarning",  # transformers would print a line per worker
@@ -28,10 +30,16 @@ _WORKER_ENVIRONMENT = {
 def connected(address: str) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start one on this machine, for the `with` block.
 
+    A process that is connected to Ray already, such as a notebook, stays connected.
+
     Raises:
         SettingError: the address or a variable of authentication is wrong.
         WorkError: no cluster answers at the address, or Ray cannot start on this machine.
     """
+    if ray.is_initialized():
+        log.info("Ray is initialized already, so its cluster is used")
+        yield
+        return
     if problem := machine.authentication_problem(os.environ):
         raise SettingError(problem)
     is_automatic = address.strip() == "auto"

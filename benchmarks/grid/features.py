@@ -15,9 +15,9 @@ from transformers.trainer_callback import PrinterCallback
 from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.config import Features, SeedSettings, TrainingPlan
 from g2is_ray.data.examples import ExampleSet, write_examples
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.embeddings import EmbeddingWriter
 from g2is_ray.features.gradient_writer import GradientWriter
+from g2is_ray.features.vectors import normalize
 from g2is_ray.features.writer import FeaturePart, FeatureWriter
 from g2is_ray.models import loading
 from g2is_ray.training.tuning import TunedModel

@@ -1,7 +1,7 @@
-"""Conversation: one example as a chat template takes it, and which of its turns are trained on.
+"""Conversation: the messages of one example, and which assistant turns are trained on.
 
-`schemas` makes conversations of rows, `examples` keeps them in Parquet, `chat` turns them into
-token ids and labels.
+`data.schemas` converts rows to conversations, `data.examples` stores them as Parquet, and
+`chat.encoder` turns them into token ids and labels.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from typing import Any
 import pyarrow as pa
 
 Message = dict[str, Any]
-"""`role` and `content`, both texts, and what else a chat template may read (`tool_calls`,
+"""`role` and `content`, both strings, and other keys that a chat template may read (`tool_calls`,
 `reasoning_content`, `name`, …)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """Messages in order, and how they are to be rendered and trained on."""
+    """Messages in order, which of them are supervised, and variables of the chat template."""
 
     messages: list[Message]
-    supervised: list[bool]  # one per message: trained on; False for all but assistant turns
+    supervised: list[bool]  # whether each message is trained on; True for assistant turns only
     template: dict[str, Any] = field(default_factory=dict)
-    """Further variables of the chat template: `tools`, and a row's own `chat_template_kwargs`."""
+    """Variables passed to the chat template: `tools`, and the row's `chat_template_kwargs`."""
 
     @classmethod
     def of(cls, messages: Sequence[Message]) -> Conversation:
-        """Every assistant turn is trained on, and the template is given nothing else."""
+        """A conversation that trains on every assistant turn, without template variables."""
         return cls(
             messages=list(messages),
             supervised=[message["role"] == "assistant" for message in messages],
         )
 
     def only_last(self) -> Conversation:
-        """The same with nothing but the last of the supervised messages trained on."""
+        """A copy that trains on the last supervised message only."""
         last = max((i for i, one in enumerate(self.supervised) if one), default=-1)
         return replace(self, supervised=[i == last for i in range(len(self.supervised))])
 
     def until(self, count: int) -> Conversation:
-        """The conversation's first `count` messages."""
+        """A copy with the first `count` messages only."""
         return replace(self, messages=self.messages[:count], supervised=self.supervised[:count])
 
     def columns(self) -> dict[str, Any]:
-        """Values of the Parquet columns in `FIELDS`."""
+        """The values of the Parquet columns in `FIELDS`."""
         turns = []
         for message, supervised in zip(self.messages, self.supervised, strict=True):
             rest = {k: v for k, v in message.items() if k not in ("role", "content")}
@@ -64,7 +64,7 @@ class Conversation:
 
     @classmethod
     def from_columns(cls, row: Mapping[str, Any]) -> Conversation:
-        """The conversation that `columns` gave the values of; `row` may hold other columns."""
+        """The conversation that `columns` converted to `row`; other columns are skipped."""
         messages = []
         for turn in row["messages"]:
             rest = json.loads(turn["rest"]) if turn["rest"] else {}
@@ -81,7 +81,7 @@ _TURN = pa.struct(
         ("role", pa.string()),
         ("content", pa.string()),
         ("supervised", pa.bool_()),
-        ("rest", pa.string()),  # the message's further keys as JSON; null where there are none
+        ("rest", pa.string()),  # JSON of the message's other keys; null if it has none
     ]
 )
 FIELDS: list[tuple[str, pa.DataType]] = [("messages", pa.list_(_TURN)), ("template", pa.string())]

@@ -1,4 +1,4 @@
-"""Shapes: the forms of a conversation that chat templates want it in."""
+"""Shapes: the forms in which chat templates take a conversation's messages."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 from g2is_ray.chat.conversation import Message
 
 Shape = Callable[[list[Message]], list[Message] | None]
-"""Puts messages into a form; None if that changes nothing or cannot be done."""
+"""Converts messages to a form; returns None if they already have the form or cannot take it."""
 
 
 def content_parts(messages: Sequence[Message]) -> list[Message]:
-    """Content as a list of parts, the only form that templates of some vision models read."""
+    """Messages with content as a list of parts, which some vision models' templates require."""
     return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
 def content_text(message: Message) -> str:
-    """Content as a text, whichever form it is in."""
+    """A message's content as a string, from either form."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def with_content(message: Message, text: str) -> Message:
-    """The message with another text as its content, in the same form."""
+    """The message with `text` as its content, in the form of the message's content."""
     if isinstance(message["content"], str):
         return {**message, "content": text}
     return {**message, "content": [{"type": "text", "text": text}]}
 
 
 def _argument_texts(messages: list[Message]) -> list[Message] | None:
-    """Arguments of tool calls as JSON text, as OpenAI writes them and older templates want."""
+    """Tool calls with arguments as JSON text, as in OpenAI's API and older templates."""
     return _with_arguments(messages, lambda one: one if isinstance(one, str) else _json(one))
 
 
 def _argument_objects(messages: list[Message]) -> list[Message] | None:
-    """Arguments of tool calls as objects, as transformers documents them."""
+    """Tool calls with arguments as objects, as transformers documents them."""
     return _with_arguments(messages, lambda one: json.loads(one) if isinstance(one, str) else one)
 
 
 def _with_arguments(messages: list[Message], convert: Callable[[Any], Any]) -> list[Message] | None:
-    """The messages with converted arguments; None if that changes nothing or cannot be done."""
+    """The messages with converted arguments; None if nothing changes or conversion fails."""
     changed = []
     try:
         for message in messages:
@@ -57,7 +57,7 @@ def _with_arguments(messages: list[Message], convert: Callable[[Any], Any]) -> l
 
 
 def _thinking(messages: list[Message]) -> list[Message] | None:
-    """Reasoning under the key that gpt-oss's template reads."""
+    """Messages with reasoning under `thinking`, the key that gpt-oss's template reads."""
     changed = [
         {"thinking" if key == "reasoning_content" else key: value for key, value in one.items()}
         for one in messages
@@ -75,4 +75,4 @@ SHAPES: list[Shape] = [
     _argument_objects,
     _thinking,
 ]
-"""In order of preference: the first one is taken that the template writes all messages of."""
+"""In order of preference; the first shape whose messages the template writes in full is used."""

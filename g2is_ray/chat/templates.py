@@ -1,4 +1,4 @@
-"""Templates: what a tokenizer's chat template writes for a conversation."""
+"""Templates: rendering of conversations with a tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from g2is_ray.chat.conversation import Message
 from g2is_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]  # characters [start, end) of the rendered conversation
 
@@ -27,7 +28,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-"""Chat template for base models that come without one, as in Tülu's training:
+"""Chat template for base models without one, as in Tülu's training:
 
     <|system|>
     You are terse.
@@ -36,14 +37,14 @@ PLAIN_TEMPLATE = (
     <|assistant|>
     4</s>
 
-with the beginning-of-sequence token first, if the tokenizer has one, and its end-of-sequence
-token after every assistant turn. The `<|...|>` are plain text, so the vocabulary does not grow.
+The text begins with the tokenizer's beginning-of-sequence token, if it has one, and every assistant
+turn ends with its end-of-sequence token. `<|...|>` are plain text, so the vocabulary does not grow.
 """
 
 _TAG = re.compile(r"</?[A-Za-z][\w:|-]*>|<\|[\w/▁-]+\|>|\[/?[A-Z][A-Z_]+\]")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "a question"
-_RESERVED = {  # what the encoder itself tells the template, and transformers' own arguments
+_RESERVED = {  # variables set by the encoder, and arguments of transformers
     *("messages", "conversation", "add_generation_prompt", "continue_final_message"),
     *("chat_template", "tokenize", "sanitize_control_tokens", "padding", "truncation"),
     *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
@@ -59,13 +60,13 @@ class TemplateError(InputError):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, with the date that it may ask for held fast.
+    """A tokenizer's chat template with a fixed date.
 
     Args:
-        tokenizer: where it has no chat template, it is given `PLAIN_TEMPLATE`.
-        date: day that templates are told, as YYYY-MM-DD; empty means today.
-        end_tokens: tokens that generation stops at; those of the generation_config.json beside
-            the tokenizer if not given, or else its end-of-sequence token.
+        tokenizer: a tokenizer; without a chat template, it gets `PLAIN_TEMPLATE`.
+        date: date that the template sees, as YYYY-MM-DD; empty means today.
+        end_tokens: tokens that stop generation. Default: the tokens in the tokenizer's
+            generation_config.json, or its end-of-sequence token.
 
     Raises:
         InputError: the tokenizer has neither a chat template nor an end-of-sequence token.
@@ -91,13 +92,13 @@ class ChatTemplate:
         sources = tokenizer.chat_template
         text = "\n".join(sources.values()) if isinstance(sources, dict) else str(sources)
         self.tags = sorted(set(_TAG.findall(text)), key=lambda tag: (-len(tag), tag))
-        """Tags that the template names, longest first: it may cut a message there."""
+        """Tags in the template's source, longest first; the template may cut messages at them."""
         self.special_tokens = _special_tokens(tokenizer)
-        """Texts of special tokens, longest first, so that none hides behind its beginning."""
+        """Texts of special tokens, longest first, so that a token is matched before its prefix."""
         self.end_tokens = list(end_tokens) or _end_tokens(tokenizer)
-        """Texts of the tokens that generation stops at."""
+        """Texts of the tokens that stop generation."""
         self.takes_parts = self._takes_parts()
-        """Whether content is read as a list of parts only, as some vision models' templates do."""
+        """Whether content must be a list of parts, as in some vision models' templates."""
 
     def render(
         self, messages: Sequence[Message], variables: Mapping[str, Any], *, prompt: bool = False
@@ -107,7 +108,7 @@ class ChatTemplate:
         Raises:
             InputError: the chat template rejects the conversation.
         """
-        with _explained():
+        with _as_template_error():
             return self._tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=self._source(variables),
@@ -117,11 +118,17 @@ class ChatTemplate:
             )
 
     def generated(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[Span]:
-        """What the template itself marks as the assistant's with `{% generation %}`, in order."""
+        """Spans inside the template's `{% generation %}` blocks, in order of the text.
+
+        Raises:
+            InputError: the chat template rejects the conversation.
+        """
         source = self._source(variables)
         if not _GENERATION.search(source):
             return []
-        with _explained():
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with _as_template_error():
             render: Any = render_jinja_template
             _, spans = render(
                 conversations=[list(messages)],
@@ -144,8 +151,7 @@ class ChatTemplate:
     def _source(self, variables: Mapping[str, Any]) -> str:
         if own := sorted(_RESERVED & variables.keys()):
             raise InputError(
-                f"the row sets the chat template's variable {own[0]}, which is not a row's to set; "
-                "remove it"
+                f"the row sets the chat template's variable {own[0]}, which is reserved; remove it"
             )
         templates = self._tokenizer.chat_template
         name = "rag" if variables.get("documents") and "rag" in templates else None
@@ -154,12 +160,12 @@ class ChatTemplate:
         source = self._tokenizer.get_chat_template(name, variables.get("tools") or None)
         if "strftime_now" not in source:
             return source
-        # Jinja drops the line break after a block, and the template may begin with its own.
+        # Jinja drops the line break after a block, and the template may begin with a line break.
         return _date_macro(self._date, source) + "\n" * source.startswith("\n") + source
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that decides the tokens of a conversation: chat template and tokenizer."""
+    """Hash of the chat template and the tokenizer: everything that determines tokens."""
     tokens: Any = tokenizer
     core = json.loads(tokens.backend_tokenizer.to_str()) if tokens.is_fast else {}
     for setting in ("version", "truncation", "padding"):
@@ -182,9 +188,10 @@ def today() -> str:
 
 @functools.lru_cache
 def _date_macro(date: datetime.date, source: str) -> str:
-    """Jinja's text of a `strftime_now` for midnight of `date`, for what a template's source asks.
+    """Source of a Jinja macro `strftime_now` that formats midnight of `date`.
 
-    A macro, because transformers gives a template no functions of ours.
+    transformers accepts no custom functions for a template, so a macro replaces its function. The
+    macro knows the directives that occur in `source`.
     """
     now = datetime.datetime.combine(date, datetime.time())
     pairs = [(one, now.strftime(one)) for one in _DIRECTIVES if one in source]
@@ -196,16 +203,19 @@ def _date_macro(date: datetime.date, source: str) -> str:
     )
 
 
-class _explained:  # noqa: N801  reads as a verb in `with`
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A template is a program, and may fail in any way.
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            reason = " ".join(str(error).split())[:300]
-            raise TemplateError(
-                f"the model's chat template rejects the conversation ({reason})"
-            ) from error
+@contextmanager
+def _as_template_error() -> Iterator[None]:
+    """Raise a TemplateError for any error of a template: a template is a program."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TemplateError(
+            f"the model's chat template rejects the conversation ({reason}); change the "
+            "conversation, or use another template"
+        ) from error
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -215,11 +225,13 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _end_tokens(tokenizer: Any) -> list[str]:
+    from transformers import GenerationConfig
+
     ids = None
     try:
         if name := tokenizer.name_or_path:
             ids = GenerationConfig.from_pretrained(name).eos_token_id
-    except (OSError, ValueError):  # there is none
+    except (OSError, ValueError):  # no generation_config.json
         pass
     if ids is None:
         ids = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""What a comparison of methods shows: scores over seeds, paired differences, cost, and picks."""
+"""Collects a comparison of methods: scores over seeds, paired differences, costs and picks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import g2is_ray
-from g2is_ray.comparison.significance import Interval, paired_interval
+from g2is_ray.comparison.significance import CONFIDENCE, Interval, paired_interval
 from g2is_ray.comparison.trials import Trial, read_scores
 from g2is_ray.contamination.stage import notes, rows_like_tests_if_compared
 from g2is_ray.data.examples import ExampleSet
@@ -25,50 +25,52 @@ from g2is_ray.workspace.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a selection took, with all that it was made from; shared work is counted in full."""
+    """Time and storage of a selection and of the stages it uses; shared stages count in full."""
 
-    seconds: float  # of workers, added up
+    seconds: float  # summed over workers
     gpu_seconds: float
     stored_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """One method on one target. Means are over seeds."""
+    """One method on one target; means are over seeds."""
 
     name: str
-    settings: Mapping[str, Any]  # of its selection
-    losses: Sequence[float]  # per supervised token, of each seed
-    exact_matches: Sequence[float]  # of each seed; none where rows carry no answers
-    to_reference: Interval | None  # loss less the reference's; None for the reference itself
+    settings: Mapping[str, Any]  # of the selection
+    losses: Sequence[float]  # per supervised token, one for each seed
+    exact_matches: Sequence[float]  # one for each seed; empty if rows have no answers
+    to_reference: Interval | None  # loss minus the reference's; None for the reference
     exact_match_to_reference: Interval | None
     rows: float
     train_tokens: float  # supervised, over all epochs
     steps: int
     row_tokens: Sequence[float]  # 10th, 50th and 90th percentile of a row's length
-    own_share: float | None  # see report.own_share
+    own_share: float | None  # see `selection.lift.own_share`
     sources: float
     cost: Cost
-    tune_seconds: float  # of one tuning
-    like_tests: float = 0  # rows of the selection that are like test rows
+    tune_seconds: float  # mean of a tuning
+    like_tests: float = 0  # selected rows that are like test rows
 
     @property
     def loss(self) -> float:
+        """Mean loss over seeds."""
         return fmean(self.losses)
 
     @property
     def loss_sd(self) -> float:
-        """Standard deviation over seeds; NaN with one."""
+        """Standard deviation of the loss over seeds; NaN with one seed."""
         return float(np.std(self.losses, ddof=1)) if len(self.losses) > 1 else math.nan
 
     @property
     def exact_match(self) -> float | None:
+        """Mean exact match over seeds; None if rows have no answers."""
         return fmean(self.exact_matches) if self.exact_matches else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetComparison:
-    """All methods on one target, the best first."""
+    """All methods on one target; the best is first."""
 
     target: str
     test_rows: int
@@ -77,9 +79,9 @@ class TargetComparison:
     base_loss: float
     base_exact_match: float | None
     methods: Sequence[MethodRow]
-    differences: Mapping[str, Mapping[str, Interval]]  # [a][b]: loss of a less that of b
-    overlaps: Mapping[str, Mapping[str, float]]  # [a][b]: share of a's rows that b has as well
-    notes: Sequence[str] = ()  # on test rows in the pool and among target rows
+    differences: Mapping[str, Mapping[str, Interval]]  # [a][b]: loss of a minus that of b
+    overlaps: Mapping[str, Mapping[str, float]]  # [a][b]: share of a's rows that b has too
+    notes: Sequence[str] = ()  # about test rows in the pool and among target rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,9 @@ class Comparison:
     machine: str
     targets: Sequence[TargetComparison]
 
+    def __str__(self) -> str:
+        return table(self)
+
 
 Trials = Mapping[str, Sequence[Trial]]
 """The trials of each method, one for each seed, in the order of the seeds."""
@@ -112,15 +117,23 @@ def collect(
     seeds: Sequence[int],
     reference: str,
 ) -> Comparison:
-    """Everything that finished trials show.
+    """Collect a comparison from finished trials.
 
     Args:
-        trials: finished ones of each target, by method; of the untuned model there is one too.
+        workspace: read from.
+        trials: finished trials of each target, by method; the untuned model has one too.
+        budget_tokens: supervised tokens of each selection.
+        pool_tokens: supervised tokens of the pool.
+        seeds: of the trials, in their order.
+        reference: the method that others are compared with.
+
+    Raises:
+        WorkspaceError: a receipt or a file of scores is missing or damaged.
     """
     pool = _Pool(workspace)
     stages = workspace.stages()
     costs = _Costs(workspace, stages)
-    first_trials = [next(iter(own.values()))[0] for own in trials.values()]
+    first_trials = [next(iter(by_method.values()))[0] for by_method in trials.values()]
     return Comparison(
         budget_tokens=budget_tokens,
         pool_rows=len(pool.groups),
@@ -133,20 +146,20 @@ def collect(
         created=now(),
         machine=this_machine(),
         targets=[
-            _Target(workspace, stages, pool, costs, target, own, reference).view()
-            for target, own in trials.items()
+            _TargetTrials(workspace, stages, pool, costs, target, by_method, reference).compare()
+            for target, by_method in trials.items()
         ],
     )
 
 
 def _common(settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings that are alike for all targets."""
+    """Return the settings that are equal for all targets."""
     first, *rest = settings
     return {name: value for name, value in first.items() if all(o[name] == value for o in rest)}
 
 
 class _Pool:
-    """Source and length of each row."""
+    """Source and length of each pool row."""
 
     def __init__(self, workspace: Workspace) -> None:
         held = list(ExampleSet(workspace, POOL).read_all(["group", "tokens"]))
@@ -156,8 +169,8 @@ class _Pool:
         self.like_tests = rows_like_tests_if_compared(workspace)
 
 
-class _Target:
-    """Reads the trials of one target."""
+class _TargetTrials:
+    """The scores and picks of one target's trials."""
 
     def __init__(
         self,
@@ -175,16 +188,17 @@ class _Target:
         base = Trial(stage=next(iter(trials.values()))[0].stage, target=target)
         self._base = read_scores(workspace, base)
         self._scores = {
-            name: [read_scores(workspace, trial) for trial in own] for name, own in trials.items()
+            name: [read_scores(workspace, trial) for trial in seeds]
+            for name, seeds in trials.items()
         }
         self._picks = {
-            name: [read_rows(workspace, trial.selection) for trial in own]
-            for name, own in trials.items()
+            name: [read_rows(workspace, trial.selection) for trial in seeds]
+            for name, seeds in trials.items()
         }
         val = ExampleSet(workspace, f"targets/{target}/val")
-        self._own = {row["group"] for row in val.read_all(["group"])}
+        self._groups = {row["group"] for row in val.read_all(["group"])}
 
-    def view(self) -> TargetComparison:
+    def compare(self) -> TargetComparison:
         base = self._base.facts()
         rows = [self._row(name) for name in self._trials]
         names = list(self._trials)
@@ -207,8 +221,8 @@ class _Target:
         receipts = [self._workspace.piece(trial.stage, trial.name) for trial in trials]
         facts = [one.facts() for one in scores]
         asked = facts[0]["exact_match"] is not None
-        groups = [Counter(self._pool.groups[row] for row in own) for own in picks]
-        shares = [own_share(one, self._pool.group_rows, self._own) for one in groups]
+        groups = [Counter(self._pool.groups[row] for row in rows) for rows in picks]
+        shares = [own_share(one, self._pool.group_rows, self._groups) for one in groups]
         lengths = self._pool.tokens[np.concatenate(picks)]
         return MethodRow(
             name=name,
@@ -221,7 +235,7 @@ class _Target:
                 if asked and not is_reference
                 else None
             ),
-            rows=fmean(len(own) for own in picks),
+            rows=fmean(map(len, picks)),
             train_tokens=fmean(one["train_tokens"] for one in receipts),
             steps=receipts[0]["steps"],
             row_tokens=np.percentile(lengths, [10, 50, 90]).tolist(),
@@ -229,7 +243,7 @@ class _Target:
             sources=fmean(len(one) for one in groups),
             cost=self._costs.of(trials[0].selection),
             tune_seconds=fmean(one["tune_seconds"] for one in receipts),
-            like_tests=fmean(int(self._pool.like_tests[own].sum()) for own in picks),
+            like_tests=fmean(int(self._pool.like_tests[rows].sum()) for rows in picks),
         )
 
     def _loss_difference(self, ours: str, theirs: str) -> Interval:
@@ -254,14 +268,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 class _Costs:
-    """What selections took; the receipts of a stage that several were made from are read once."""
+    """Costs of selections; the receipts of a shared stage are read once."""
 
     def __init__(self, workspace: Workspace, stages: Mapping[str, Any]) -> None:
         self._workspace, self._stages = workspace, stages
         self._known: dict[str, Cost] = {}
 
     def of(self, stage: str) -> Cost:
-        """Of a selection, with all the stages that it was made from, but reading the data."""
+        """Return the cost of a selection and of all stages that it uses, except reading data."""
         todo, seen = [stage], set()
         while todo:
             name = todo.pop()
@@ -295,14 +309,14 @@ def _stage_cost(workspace: Workspace, stage: str) -> Cost:
 
 
 def table(comparison: Comparison) -> str:
-    """The losses as lines of text, best first."""
+    """Return the losses as lines of text; the best method is first."""
     lines = []
     for one in comparison.targets:
         lines += [
             "",
             f"{one.target}: {one.test_rows} test rows, loss per supervised token, "
             f"{len(comparison.seeds)} seeds; difference to {comparison.reference} with its "
-            "95 % interval",
+            f"{CONFIDENCE:.0%} interval",
             f"{'':24} {'loss':>8} {'sd':>7} {'difference':>27} {'exact match':>12} {'rows':>7}",
             f"{'not tuned':24} {one.base_loss:8.4f} {'':7} {'':27} {_share(one.base_exact_match)}",
         ]

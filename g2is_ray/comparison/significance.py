@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is, given test rows and seeds."""
+"""Confidence intervals of the difference between two methods, over test rows and seeds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and its confidence interval."""
+    """A mean and its confidence interval at the level `CONFIDENCE`."""
 
     mean: float
     low: float
@@ -23,21 +22,24 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
+        """Whether zero is outside of the interval."""
         return self.low > 0 or self.high < 0
 
 
 def paired_interval(differences: NDArray[np.floating], weights: NDArray[Any]) -> Interval:
-    """The weighted mean of paired differences, over seeds and test rows.
+    """Return the weighted mean of paired differences over seeds and test rows, with its interval.
 
-    Both are samples: of the trainings there could have been, and of the rows that could have been
-    asked. The variance is the sum of the two means' own: over rows, that of a ratio (linearized),
-    over seeds that of the seeds' means. Degrees of freedom are Satterthwaite's (1946). With one
-    seed, nothing is known of the first, and the interval is of the rows alone.
+    Seeds are a sample of possible trainings, and rows a sample of possible test rows. The variance
+    is the sum of two: over rows, the linearized variance of a ratio; over seeds, the variance of
+    the mean over seeds. Degrees of freedom are Satterthwaite's (1946). With one seed, the interval
+    covers the rows only.
 
     Args:
-        differences: [k, n] of k seeds and n rows, each already multiplied by its row's weight.
-        weights: [n], such as a row's number of tokens.
+        differences: [k, n] of k seeds and n rows, each multiplied by the weight of its row.
+        weights: [n], such as the number of tokens of each row.
     """
+    from scipy.stats import t
+
     seeds, rows = differences.shape
     total = weights.sum()
     by_seed = differences.sum(axis=1) / total
@@ -46,7 +48,7 @@ def paired_interval(differences: NDArray[np.floating], weights: NDArray[Any]) ->
     variances = [(rows / max(1, rows - 1) * np.square(residuals).sum() / total**2, rows - 1)]
     if seeds > 1:
         variances.append((by_seed.var(ddof=1) / seeds, seeds - 1))
-    variance = sum(own for own, _ in variances)
-    spread = sum(own**2 / max(1, free) for own, free in variances)
+    variance = sum(part for part, _ in variances)
+    spread = sum(part**2 / max(1, freedom) for part, freedom in variances)
     half = t.ppf((1 + CONFIDENCE) / 2, variance**2 / spread) * math.sqrt(variance) if spread else 0
     return Interval(mean=mean, low=mean - half, high=mean + half)

@@ -1,7 +1,7 @@
 """Sets of examples in a workspace: the pool, and each target's val and test rows.
 
-A set is a folder of Parquet parts. Every row keeps the input's own record, so that the
-selection can be handed back in the schema it came in.
+A set is a folder of Parquet parts. Every row keeps its input record, so that a selection is
+written in the schema of its input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace, part_name
 
 log = logging.getLogger(__name__)
 
-_MANY_REJECTED = 10_000  # of a part, which is in memory; and enough to judge a pool by
+_MAX_REJECTED_ROWS = 10_000  # per part, which bounds memory; enough to judge a pool by
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +58,7 @@ class ExampleSet:
         receipt = workspace.require(folder, "ingest")
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
-        full = receipt["part_rows"]  # which no part but the last of each reading falls short of
+        full = receipt["part_rows"]  # only the last part of each reading has fewer rows
         firsts = range(0, self.rows, full)
         sizes = receipt.get("sizes")
         if sizes is None and len(firsts) == self.parts:
@@ -68,7 +68,7 @@ class ExampleSet:
         self.first_rows = np.concatenate([[0], np.cumsum(sizes)])
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Rows of a part, each a dictionary with the columns of `SCHEMA` or those named."""
+        """Rows of a part as dictionaries of `columns`; by default, the columns of `SCHEMA`."""
         return self._table(part, columns).to_pylist()
 
     def _table(self, part: int, columns: Sequence[str] | None) -> pa.Table:
@@ -80,7 +80,7 @@ class ExampleSet:
             raise self._workspace.damaged(path) from None
 
     def turns(self, part: int) -> list[list[tuple[str, str]]]:
-        """Role and text of each turn of each row of a part; faster than reading the messages."""
+        """Role and text of each turn, by row of a part; faster than reading whole messages."""
         messages = self._table(part, ["messages"]).column("messages").combine_chunks()
         held = messages.values
         texts = (text or "" for text in held.field("content").to_pylist())
@@ -101,7 +101,7 @@ class ExampleSet:
     def take(
         self, rows: Iterable[int], columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
-        """The rows with these numbers, in the order given; each part is read once."""
+        """The rows with these numbers, in the given order; each part is read once."""
         wanted = np.asarray(list(rows), dtype=np.int64)
         part_of = np.searchsorted(self.first_rows, wanted, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
@@ -122,15 +122,18 @@ def write_examples(
     schema: str = "auto",
     max_rows: int | None = None,
     append: str = "",
+    max_rejected_rows: int = _MAX_REJECTED_ROWS,
 ) -> dict[str, Any]:
     """Read examples from `files` and write them as the parts of the set `folder`.
 
-    Streams: memory holds one part. Finished parts are not written again. Rows that
-    cannot be used go to `rejected.jsonl` with file, line, reason and text.
+    Memory holds one part at a time. Finished parts are skipped. Rejected rows go to
+    `rejected.jsonl` with file, line, reason and text.
 
     Args:
-        append: what tells these files from any others; if given, they become further parts of
-            the finished set, which stays as it is until they are all written.
+        append: identifier of these files; if given, they become further parts of the finished
+            set, which does not change until all of them are written.
+        max_rejected_rows: a part ends after this many rejected rows; from then on, reading stops
+            as soon as a part's end finds the share of rejected rows too high.
 
     Returns:
         The set's receipt: rows, parts, sizes (rows of each part), part_rows, rejected,
@@ -165,12 +168,13 @@ def write_examples(
                 encoder,
                 settings.part_rows,
                 append,
+                max_rejected_rows,
             )
             if receipt is None:
                 break
             receipts.append(receipt)
             log.info("%s: %d rows read", folder, sum(r["rows"] for r in receipts))
-            if _too_many(receipts, settings, at_least=_MANY_REJECTED):
+            if _too_many(receipts, settings, at_least=max_rejected_rows):
                 break
         ids.close()
     _refuse_rejected(workspace, folder, files, first, receipts, settings)
@@ -179,7 +183,7 @@ def write_examples(
 
 
 def _set_receipt(workspace: Workspace, folder: str) -> dict[str, Any]:
-    """The set's receipt as it stands, whether or not its files do; empty if there is none."""
+    """The set's receipt, without a check of its files; empty if there is none."""
     try:
         return workspace.read_receipt(folder)
     except WorkspaceError:
@@ -187,7 +191,7 @@ def _set_receipt(workspace: Workspace, folder: str) -> dict[str, Any]:
 
 
 def _first_part(workspace: Workspace, folder: str, append: str) -> int:
-    """Where the parts of an append begin, one that is done already among them."""
+    """Number of the first part of an append, whether the append is finished or not."""
     if not append:
         return 0
     receipt = workspace.require(folder, "ingest")
@@ -221,8 +225,9 @@ def _write_part(
     encoder: ChatEncoder,
     part_rows: int,
     append: str,
+    max_rejected_rows: int,
 ) -> dict[str, Any] | None:
-    """Write the next part, or pass over its items if it is done; None at the end."""
+    """Write the next part, or skip its items if it is finished; None at the end."""
     done = workspace.receipt(folder, part_name(part))
     if done is not None and done.get("append", "") == append:
         for _ in range(done["items"]):
@@ -242,7 +247,7 @@ def _write_part(
                         file=item.file, line=item.line, reason=str(error), text=item.record[:2000]
                     )
                 )
-        if len(rows) == part_rows or len(rejected) == _MANY_REJECTED:
+        if len(rows) == part_rows or len(rejected) == max_rejected_rows:
             break
     if not rows and not rejected:
         return None
@@ -290,7 +295,7 @@ def _rejected_line(one: Rejected) -> bytes:
 def _too_many(
     receipts: Sequence[dict[str, Any]], settings: ReadSettings, *, at_least: int = 1
 ) -> bool:
-    """Whether more rows of these parts were rejected than is put up with."""
+    """Whether the share of rejected rows of these parts is above the maximum."""
     items, rejected = (sum(r[key] for r in receipts) for key in ("items", "rejected"))
     return rejected >= at_least and rejected > settings.max_rejected * items
 
@@ -303,14 +308,14 @@ def _refuse_rejected(
     receipts: Sequence[dict[str, Any]],
     settings: ReadSettings,
 ) -> None:
-    """Refuse files too many rows of which cannot be used; names the first, and where all are."""
+    """Raise InputError if too many rows were rejected; names the first and the list of all."""
     rows, items, rejected = (sum(r[key] for r in receipts) for key in ("rows", "items", "rejected"))
     if not rejected:
         return
     lines = _rejected_lines(workspace, folder, enumerate(receipts, start=first))
     one = json.loads(lines.splitlines()[0])
     reason = f"{one['file']}:{one['line']}: {one['reason']}"
-    log.warning("%s: %d rows set aside, first %s", folder, rejected, reason)
+    log.warning("%s: rejected %d rows, first %s", folder, rejected, reason)
     if not rows or _too_many(receipts, settings):
         # A finished set's own rejected.jsonl belongs to its receipt.
         where = f"{folder}/{'append-' if first else ''}rejected.jsonl"
@@ -318,7 +323,7 @@ def _refuse_rejected(
         allowed = f"more than max_rejected {settings.max_rejected:g} allows"
         raise InputError(
             f"{', '.join(files)}: {rejected} of {items} rows cannot be used, "
-            f"{allowed if rows else 'so nothing is left'}; the first is {reason}; "
+            f"{allowed if rows else 'so no row is left'}; the first is {reason}; "
             f"all are in {workspace.location(where)}"
         )
 
@@ -342,7 +347,7 @@ def _finish(
     append: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """Write the set's receipt, of the parts just written and of those that it has besides."""
+    """Write the set's receipt from the receipts of its new and earlier parts."""
     earlier = _set_receipt(workspace, folder)
     count = max(first + len(own), earlier.get("parts", 0))
     receipts = [
@@ -369,7 +374,7 @@ def _finish(
 
 
 def _remove_leftovers(workspace: Workspace, folder: str, parts: int) -> None:
-    """Remove what an append that was given up has left: parts that the set does not have."""
+    """Remove parts of an unfinished append, which the set's receipt does not list."""
     kept = {part_name(part) for part in range(parts)}
     for name in workspace.names(folder):
         is_part = name.startswith("part-") and name.partition(".")[0] not in kept

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-import pydantic
 import yaml
 from pydantic.dataclasses import dataclass
 
 from g2is_ray.chat.conversation import COLUMNS, Conversation, Message
-from g2is_ray.config import Text
+from g2is_ray.config import STRICT, Text
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import InputError
 from g2is_ray.workspace import scratch
@@ -32,12 +31,10 @@ _DATASET_INFO = "dataset_info.json"  # LLaMA-Factory's index of a folder's data 
 _REMEDY = "give --overwrite to replace it, or another --output"
 
 
-@dataclass(
-    frozen=True,
-    kw_only=True,
-    config=pydantic.ConfigDict(use_attribute_docstrings=True, extra="forbid"),
-)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportSettings:
+    """Exporting"""
+
     workspace: Text
     """Directory or URL of the workspace that holds the selection."""
     format: Format

@@ -13,19 +13,19 @@ from g2is_ray.data.values import MAX_ROW_BYTES, RowError
 from g2is_ray.errors import InputError
 
 Rows = Iterator[tuple[int, Any]]
-"""Line or row number, counted from 1, and the parsed row, or a RowError where it has none."""
+"""Pairs of a line or row number, counted from 1, and the parsed row or a RowError."""
 
 BOM = b"\xef\xbb\xbf"
 
-_START_BYTES = 8000  # of a line that is too long, for the list of rejected rows
-_WINDOW = 2**20  # characters of a JSON array taken at a time
+_START_BYTES = 8000  # of a too long line, for the list of rejected rows
+_WINDOW = 2**20  # characters of a JSON array read at a time
 _BLANK = re.compile(r"[ \t\r\n]*")
-# Lets raw control characters in strings pass, and reads Python's NaN and Infinity as null.
+# Accepts raw control characters in strings, and reads Python's NaN and Infinity as null.
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
 
 
 def line_rows(stream: io.BufferedReader) -> Rows:
-    """Rows of JSON lines. Joined files have a byte order mark within."""
+    """Rows of JSON lines; any line may begin with a byte order mark, as in concatenated files."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -65,15 +65,29 @@ def _parse(line: bytes) -> Any:
         return RowError(f"the line cannot be parsed ({one_line(error)})", text)
 
 
-def array_rows(stream: io.BufferedReader, file: str) -> Rows:
+def array_rows(
+    stream: io.BufferedReader,
+    file: str,
+    *,
+    characters: int = _WINDOW,
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> Rows:
     """Rows of a JSON array, parsed one at a time in a window of the text.
 
-    Not ijson: its yajl backend stops at half a surrogate pair (or puts "?") and knows no NaN,
-    so that one row would cost the file; its Python backend gathers the file in memory.
+    ijson does not fit: its yajl backend stops at half a surrogate pair (or writes "?") and rejects
+    NaN, so one row would cost the file; its Python backend holds the whole file in memory.
+
+    Args:
+        file: name of the file in messages.
+        characters: characters read at a time.
+        max_row_bytes: longest row; a longer row stops the reading.
+
+    Raises:
+        InputError: while reading, if the text is no JSON array or a row is too long.
     """
-    # Bytes that are not UTF-8 become lone surrogates, for which their row is rejected.
+    # Bytes that are not UTF-8 become lone surrogates, and a row with those is rejected.
     text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
-    window = text.read(_WINDOW)
+    window = text.read(characters)
     at = window.index("[") + 1
     passed = number = 0  # characters before the window; rows before `at`
     first = _blank(window, at)
@@ -84,11 +98,11 @@ def array_rows(stream: io.BufferedReader, file: str) -> Rows:
             row, after, closed = _element(window, at)
         except json.JSONDecodeError as error:
             size = len(window) - at
-            more = text.read(max(_WINDOW, size)) if size <= MAX_ROW_BYTES else ""
+            more = text.read(max(characters, size)) if size <= max_row_bytes else ""
             if not more:
                 raise InputError(
                     f"{file}: row {number + 1} of the array is not JSON, or longer than "
-                    f"{MAX_ROW_BYTES // 2**20} MiB ({error.msg} at character "
+                    f"{max_row_bytes // 2**20} MiB ({error.msg} at character "
                     f"{passed + error.pos + 1:,}), and nothing after it can be read; repair it"
                 ) from None
             passed += at
@@ -102,12 +116,12 @@ def array_rows(stream: io.BufferedReader, file: str) -> Rows:
             at = after
             number += 1
             yield number, row
-    if window[at:].strip() or text.read(_WINDOW).strip():
+    if window[at:].strip() or text.read(characters).strip():
         raise InputError(f"{file}: text follows the end of the array; write one array a file")
 
 
 def _element(window: str, at: int) -> tuple[Any, int, bool]:
-    """The value at `at`, where the next one starts, and whether it was the last one."""
+    """The value at `at`, the position after it, and whether it ends the array."""
     row, end = _DECODER.raw_decode(window, _blank(window, at))
     end = _blank(window, end)
     if window[end : end + 1] not in (",", "]"):
@@ -116,6 +130,6 @@ def _element(window: str, at: int) -> tuple[Any, int, bool]:
 
 
 def _blank(window: str, at: int) -> int:
-    """Where the white space that may start at `at` ends."""
+    """Position after the white space at `at`."""
     match = _BLANK.match(window, at)
     return match.end() if match else at

@@ -16,21 +16,21 @@ from g2is_ray.data.values import MAX_ROW_BYTES, RowError
 _BATCH_ROWS, _BATCH_BYTES = 256, 64 * 2**20
 
 
-def parquet_rows(raw: Any) -> Rows:
-    """Rows of a Parquet file."""
+def parquet_rows(raw: Any, *, batch_rows: int = _BATCH_ROWS) -> Rows:
+    """Rows of a Parquet file, decoded at most `batch_rows` at a time."""
     metadata = pq.read_metadata(raw)
     columns = map(metadata.schema.column, range(metadata.num_columns))
     texts = [c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.scale < 0]
-    # Without pre-buffering, a large row group is not held as a whole. Texts stay in the file's
-    # dictionaries, since a file of kilobytes may have one of gigabytes in every row.
+    # Without pre-buffering, Arrow does not hold a whole row group in memory. Strings stay encoded
+    # as dictionaries, because a small file may decode to gigabytes.
     table = pq.ParquetFile(
         raw, metadata=metadata, pre_buffer=False, buffer_size=2**20, read_dictionary=texts
     )
-    return enumerate(_rows(table.iter_batches(_BATCH_ROWS)), start=1)
+    return enumerate(_rows(table.iter_batches(batch_rows)), start=1)
 
 
 def arrow_rows(raw: Any, *, is_stream: bool) -> Rows:
-    """Rows of an Arrow file: a stream, as datasets saves them, or one with an index (Feather)."""
+    """Rows of an Arrow stream, as `datasets` saves it, or of a Feather file with an index."""
     source = pa.PythonFile(raw, mode="r")
     if is_stream:
         with pa.ipc.open_stream(source) as reader:
@@ -42,7 +42,7 @@ def arrow_rows(raw: Any, *, is_stream: bool) -> Rows:
 
 
 def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch; Arrow takes a file at its word, and would read what is not there."""
+    """The batch, validated, because Arrow trusts offsets in a file and may read out of bounds."""
     batch.validate(full=True)
     return batch
 
@@ -64,15 +64,15 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[Any]:
     else:
         try:
             rows = batch.to_pylist()
-        except Exception:  # dates beyond Python's, say; each type has errors of its own
+        except Exception:  # such as dates outside Python's range; types raise various errors
             rows = _values(batch.to_struct_array())
         yield from rows
 
 
 def _values(array: Any) -> list[Any]:
-    """Python's values of an array; where Python has none, texts or nulls, cell by cell.
+    """Python values of an array; a cell that Python cannot hold becomes a string or None.
 
-    Of fields of the same name in one object, the first counts.
+    The first of several fields with the same name in an object is used.
     """
     kind = array.type
     found: list[Any]
@@ -97,7 +97,7 @@ def _values(array: Any) -> list[Any]:
     else:
         try:
             return list(array.to_pylist())
-        except Exception:  # each type has errors of its own
+        except Exception:  # types raise various errors
             return [_cell(scalar) for scalar in array]
     return [
         value if valid else None
@@ -111,21 +111,21 @@ def _cell(scalar: Any) -> Any:
     for convert in _CONVERSIONS:
         try:
             return convert(scalar)
-        except Exception:  # see above
+        except Exception:  # types raise various errors
             continue
     return None
 
 
 _CONVERSIONS: tuple[Callable[[Any], Any], ...] = (
     lambda scalar: scalar.as_py(),
-    # What is not UTF-8 becomes lone surrogates, for which the row is rejected.
+    # Bytes that are not UTF-8 become lone surrogates, and a row with those is rejected.
     lambda scalar: scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape"),
     lambda scalar: scalar.cast(pa.string()).as_py(),
 )
 
 
 def _decoded_bytes(array: Any) -> int:
-    """Bytes of an array, where a text in its dictionary counts as often as it is used."""
+    """Bytes of an array after decoding: a dictionary's text counts each time it occurs."""
     if pa.types.is_dictionary(array.type):
         if not any(is_kind(array.type.value_type) for is_kind in _TEXTS):
             return int(array.indices.nbytes)

@@ -1,4 +1,4 @@
-"""Gradients of a workspace's examples, part by part."""
+"""Computes and writes the gradients of a workspace's examples, part by part."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from g2is_ray.chat.encoder import ChatEncoder, Encoded
+from g2is_ray.chat.encoder import Encoded
 from g2is_ray.config import ExecutionSettings, GradientSettings, ModelSettings, SeedSettings
 from g2is_ray.errors import SettingError
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.gradients import GradientComputer
 from g2is_ray.features.projection import Projection, make_projection
+from g2is_ray.features.vectors import normalize
 from g2is_ray.features.writer import FeaturePart, FeatureRows, FeatureWriter, token_budget
-from g2is_ray.models import checkpoints, loading
+from g2is_ray.models import checkpoints
 from g2is_ray.models.lora_modules import gradient_linears
 from g2is_ray.workspace.layout import POOL
 from g2is_ray.workspace.workspace import Workspace
 
-_MAX_PART_BYTES = 2**33  # of projected gradients in memory, float32
-
 
 class GradientWriter(FeatureWriter):
-    """Computes and writes gradients with one model in memory.
+    """Computes and writes gradients; holds one model in memory.
 
-    With one checkpoint of the warm-up, rows are its gradients. With several, rows are
-    Σ sqrt(w) · unit(gradients at the checkpoint), each projected by itself, with w its share
-    of the learning rates: dot products of rows are then LESS's, the checkpoints' cosines
-    weighted by learning rate (arXiv 2402.04333).
+    With one checkpoint of the warm-up, rows are the gradients at that checkpoint. With several,
+    rows are Σ sqrt(w) · unit(gradient at the checkpoint), where each checkpoint has its own
+    projection and w is its share of the learning rates. Dot products of rows are then those of
+    LESS: cosines at the checkpoints, weighted by learning rate (arXiv 2402.04333).
+
+    Args:
+        max_part_bytes: largest part of projected gradients, float32, that may be held in memory.
     """
 
     def __init__(
@@ -39,10 +40,10 @@ class GradientWriter(FeatureWriter):
         seed: SeedSettings,
         execution: ExecutionSettings,
         max_tokens: int,
+        max_part_bytes: int = 2**33,
     ) -> None:
-        tokenizer = loading.load_tokenizer(model)
-        encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=model.template_date)
-        super().__init__(workspace, encoder)
+        super().__init__(workspace, model, max_tokens)
+        self._max_part_bytes = max_part_bytes
         self._model = checkpoints.load_model(workspace, model, execution.attention)
         self._weights = checkpoints.weights(workspace)
         self._held = [checkpoints.read(workspace, i + 1) for i in range(len(self._weights))]
@@ -51,7 +52,7 @@ class GradientWriter(FeatureWriter):
             self._projection(gradients, seed),
             checkpoints.put(self._model, self._held[-1]),
             betas=self._held[-1].betas,
-            pad_id=tokenizer.pad_token_id or 0,
+            pad_id=self._pad_id,
             token_budget=token_budget(execution),
             lora_layers=gradients.lora_layers,
             checkpointing=execution.gradient_checkpointing,
@@ -67,21 +68,22 @@ class GradientWriter(FeatureWriter):
         return make_projection(settings.projection, settings.projection_dim, seed.seed, sizes)
 
     def _prefix(self, number: int) -> str:
-        """What tells checkpoints' parameters apart, so that each is projected by itself."""
+        """Return the prefix of a checkpoint's parameter names: each has its own projection."""
         return f"checkpoint-{number + 1}/" if len(self._weights) > 1 else ""
 
-    def _require_room(self, rows: int) -> None:
+    def _require_memory(self, rows: int) -> None:
         row_bytes = 4 * self._computer.dimensions
-        if rows * row_bytes > _MAX_PART_BYTES:
+        if rows * row_bytes > self._max_part_bytes:
+            most = max(1, self._max_part_bytes // row_bytes)
             raise SettingError(
-                f"gradients of {self._computer.dimensions} dimensions take "
-                f"{rows * row_bytes / 1e9:.0f} GB for a part of {rows} rows: set part_rows to at "
-                f"most {max(1, _MAX_PART_BYTES // row_bytes)}, or projection to sparse"
+                f"part_rows: the gradients of {rows} rows take {rows * row_bytes / 1e9:.0f} GB, at "
+                f"{self._computer.dimensions} dimensions; set part_rows to at most {most}, or "
+                "projection to sparse"
             )
 
     def _compute(self, part: FeaturePart, examples: Sequence[Encoded]) -> FeatureRows:
-        self._require_room(len(examples))
-        adjust = part.examples == POOL  # Γ; a target's gradients are plain
+        self._require_memory(len(examples))
+        adjust = part.examples == POOL  # the pool's are Γ, a target's are plain
         if len(self._held) == 1:
             result = self._computer.compute(examples, adjust=adjust)
             return result.projected, result.invalid

@@ -1,17 +1,17 @@
-"""Per-example LoRA gradients, one forward and one backward pass per batch.
+"""Per-example LoRA gradients, with one forward and one backward pass per batch.
 
-Shapes: b examples, t tokens, i and o a module's inputs and outputs, d dimensions of the
+Shapes: b examples, t tokens, i and o inputs and outputs of a module, d dimensions of the
 projection.
 
-No parameter asks autograd for a gradient. Each LoRA linear's output passes a tap, which
-keeps the module's input x [b, t, i] and, on the way back, gets its output's gradient
-δ [b, t, o]; the examples' own gradients are δᵀx, [b, o, i]. They are adjusted with AdamW's
-moments, projected, and dropped, so that memory holds one module's gradients at a time. The
-backward pass goes no deeper than the lowest tap.
+Autograd forms no parameter gradient. The output of each LoRA linear passes a tap, which keeps the
+module's input x [b, t, i] and receives the output's gradient δ [b, t, o] in the backward pass. The
+per-example gradients are δᵀx, [b, o, i]. They are adjusted with AdamW's moments, projected and
+discarded, so memory holds the gradients of one module at a time. The backward pass ends at the
+lowest tap.
 
-Experts whose weights are fused into one parameter have no linear module to tap: PEFT adds the
-adapter to the weights. Where these have adapters, a batch is one example, and autograd forms the
-gradient of the experts' parameters.
+Experts whose weights are fused into one parameter have no linear module to tap, because PEFT adds
+the adapter to the weights. If such experts have adapters, a batch is one example, and autograd
+forms the gradient of the experts' parameters.
 """
 
 from __future__ import annotations
@@ -42,25 +42,29 @@ from g2is_ray.models.lora_modules import (
 )
 from g2is_ray.models.loss import SupervisedLoss
 
-EPSILON = 1e-8  # LESS's, within the root, whatever AdamW's own is
+EPSILON = 1e-8  # of LESS, inside the root; AdamW's own epsilon is not used
 
 
-def prepared(moments: Moments, device: torch.device, betas: Betas = BETAS) -> Moments:
-    """What `adjusted` needs of AdamW's moments: β1·m and β2·v + ε."""
+def prepare_moments(moments: Moments, device: torch.device, betas: Betas = BETAS) -> Moments:
+    """Return β1·m and β2·v + ε of each parameter's moments m and v, for `adjust_gradient`."""
     return {
         name: (m.to(device) * betas[0], v.to(device) * betas[1] + EPSILON)
         for name, (m, v) in moments.items()
     }
 
 
-def adjusted(
+def adjust_gradient(
     g: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor], betas: Betas = BETAS
 ) -> torch.Tensor:
-    """AdamW's update direction Γ for the gradient `g`, given its `prepared` moments.
+    """Return AdamW's update direction Γ for the gradient `g` [..., o, i].
 
-    Γ = (β1·m + (1-β1)·g) / sqrt(β2·v + (1-β2)·g² + ε), with ε inside the root and no bias
-    correction: LESS (arXiv 2402.04333), as its published code computes it. β1 and β2 are those
-    that the moments were made with.
+    Γ = (β1·m + (1-β1)·g) / sqrt(β2·v + (1-β2)·g² + ε), with ε inside the root and without bias
+    correction. Source: the published code of LESS (arXiv 2402.04333).
+
+    Args:
+        g: gradients; unchanged afterwards.
+        moments: the parameter's moments [o, i] from `prepare_moments`.
+        betas: β1 and β2 of the training that the moments come from.
     """
     momentum, variance = moments
     numerator = torch.add(momentum, g, alpha=1 - betas[0])
@@ -68,11 +72,11 @@ def adjusted(
 
 
 class _Tap(torch.autograd.Function):
-    """The identity, which hands the module's input and its output's gradient to `receive`.
+    """The identity; passes the module's input and its output's gradient to `receive`.
 
-    `start` is what makes autograd go backward from the lowest tap, below which nothing asks
-    for a gradient. The input is saved as autograd saves tensors, so that gradient
-    checkpointing drops and recomputes it as it does any other.
+    `start` requires a gradient and thereby makes autograd go back to the lowest tap, below which
+    no tensor requires one. The input is saved by autograd, so gradient checkpointing discards and
+    recomputes it like any saved tensor.
     """
 
     @staticmethod
@@ -96,7 +100,7 @@ class _Tap(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientRows:
-    """Projected gradients of some examples, in their order."""
+    """Projected gradients of examples, in the order of the examples."""
 
     projected: NDArray[np.float32]  # [n, d]; rows of zeros where invalid
     losses: NDArray[np.float32]  # [n], mean over supervised tokens; NaN if there are none
@@ -104,29 +108,28 @@ class GradientRows:
 
 
 class GradientComputer:
-    """Projected gradients of examples with respect to a model's LoRA parameters.
+    """Computes projected per-example gradients of a model's LoRA parameters.
 
     Args:
-        model: a PEFT model with one LoRA adapter, in evaluation mode. It is given hooks
-            and its parameters stop asking for gradients: do not train it afterwards.
-        projection: of the parameters that `gradient_linears` names.
-        moments: AdamW's, for momentum-adjusted gradients Γ; None where none are wanted.
-        betas: that the moments were made with.
-        pad_id: token id to pad with; any will do.
-        token_budget: longest example x examples of a batch, or `auto` to find one. Halved,
-            for good, when a batch does not fit into memory.
-        lora_layers: as in `GradientSettings`.
-        checkpointing: recompute activations on the way back instead of keeping them: about
-            a third slower, and memory for one layer's activations instead of all.
-        compiled: torch.compile what carries no adapter, and the adjusting; on a GPU a Triton
-            kernel adjusts and projects, if the projection is sparse.
+        model: a PEFT model with one LoRA adapter, in evaluation mode. It gets hooks, and its
+            parameters no longer require gradients: do not train it afterwards.
+        projection: projects the gradients of the parameters that `gradient_linears` names.
+        moments: AdamW's moments, for momentum-adjusted gradients Γ; None for plain ones only.
+        betas: AdamW's betas of the training that the moments come from.
+        pad_id: token id to pad with; any id works.
+        token_budget: padded tokens of a batch (longest example x examples), or `auto` to search
+            for the largest that fits. Halved permanently when a batch does not fit into memory.
+        lora_layers: see `GradientSettings`.
+        checkpointing: recompute activations in the backward pass instead of keeping them: about
+            a third slower, and memory for one layer's activations instead of all layers'.
+        compiled: torch.compile the modules without an adapter, and the adjustment; on a GPU with
+            a sparse projection, a Triton kernel adjusts and projects.
 
     Raises:
-        SettingError: the adapter has parameters that no LoRA linear explains (DoRA, biases,
-            LoRA on embeddings or convolutions), or has one on the output layer; names the
-            first.
-        InputError: the adapter has no LoRA linear; or the model is not causal, or an example
-            depends on its batch.
+        SettingError: the adapter has parameters outside LoRA linears (DoRA, biases, LoRA on
+            embeddings or convolutions), or LoRA on the output layer; names the first.
+        InputError: the adapter has no LoRA linear, the model is not causal, or an example depends
+            on its batch.
     """
 
     def __init__(
@@ -152,10 +155,10 @@ class GradientComputer:
             parameter.requires_grad_(False)
         if checkpointing:
             checkpoint_layers(model)
-        self._adjusted, self._fused = adjusted, None
+        self._adjust_gradient, self._fused = adjust_gradient, None
         if compiled:
             compile_layers(model)
-            self._adjusted = torch.compile(adjusted, dynamic=True)
+            self._adjust_gradient = torch.compile(adjust_gradient, dynamic=True)
             self._fused = _fused(projection, self._device)
         self._loss = SupervisedLoss(model)
         self._start = torch.zeros((), device=self._device, requires_grad=True)
@@ -164,46 +167,48 @@ class GradientComputer:
         base_dtype = model.get_input_embeddings().weight.dtype
         fused = fused_expert_names(model)
         for name, module in gradient_linears(model, lora_layers).items():
-            module.to(base_dtype)  # PEFT keeps adapters in float32, whose products are slow
+            module.to(base_dtype)  # PEFT keeps adapters in float32, which multiplies slowly
             if name in fused:
                 self._of_experts[name] = module.weight.requires_grad_()
             else:
                 self._names.append(name)
                 module.register_forward_hook(self._hook(name))
         if self._of_experts:
-            self._budget = TokenBudget(1)  # autograd sums over a batch, so it is of one example
-        # Of the batch being computed:
+            self._budget = TokenBudget(1)  # autograd sums over a batch, so a batch is one example
+        # State of the batch being computed:
         self._out_bd = self._largest_b = torch.empty(0)
-        self._tokens = 0  # of each example, with its padding
+        self._tokens = 0  # tokens of each example, padding included
         self._adjust = False
         self._counting = False
-        self._uses: Counter[str] = Counter()  # of a module that backward has yet to reach
+        self._uses: Counter[str] = Counter()  # uses left in the backward pass
         self._held: dict[str, torch.Tensor] = {}  # gradients of modules used more than once
 
     @property
     def token_budget(self) -> int:
-        """Padded tokens of a batch, as given or as found so far."""
+        """Padded tokens of a batch: as given, or the largest found to fit so far."""
         return self._budget.tokens
 
     @property
     def dimensions(self) -> int:
-        """Of a row."""
+        """Dimensions of a row."""
         return self._projection.dimensions
 
     def use(self, moments: Moments | None, prefix: str = "", betas: Betas = BETAS) -> None:
-        """Adjust with these moments from now on, and project with names that begin so."""
-        self._moments = prepared(moments, self._device, betas) if moments else None
+        """Adjust with these moments from now on; prepend `prefix` to the projection's names."""
+        self._moments = prepare_moments(moments, self._device, betas) if moments else None
         self._prefix, self._betas = prefix, betas
 
     def compute(self, examples: Sequence[Encoded], *, adjust: bool) -> GradientRows:
-        """Gradients of the mean supervised-token loss of each example, in their order.
+        """Return the gradients of each example's mean loss over supervised tokens.
 
         Args:
-            adjust: momentum-adjusted gradients Γ, or plain ones.
+            examples: n examples; those without supervised tokens get a row of zeros.
+            adjust: whether to return momentum-adjusted gradients Γ instead of plain ones.
 
         Raises:
-            SettingError: an example does not fit into memory by itself, or a module cannot
-                tell examples apart; names it.
+            SettingError: a single example does not fit into memory, or a module is never called
+                or mixes examples; names it.
+            ValueError: `adjust` without moments.
         """
         if adjust and self._moments is None:
             raise ValueError("adjusted gradients need AdamW's moments")
@@ -223,9 +228,9 @@ class GradientComputer:
     def _compute_in_order(
         self, examples: Sequence[Encoded]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Projected gradients [n, d], losses [n] and each gradient's largest entry [n].
+        """Return projected gradients [n, d], losses [n] and largest gradient entries [n].
 
-        They stay on the device until all are done: the host waits for it once, not per batch.
+        They stay on the device until every batch is done, so the host waits for the device once.
         """
         count = len(examples)
         rows_nd = torch.zeros(count, self._projection.dimensions, device=self._device)
@@ -251,20 +256,20 @@ class GradientComputer:
         self._begin()
         batch = Batch.of(examples, self._pad_id, self._device)
         with torch.enable_grad():
-            self._counting = True  # in the forward pass, not when checkpointing repeats it
+            self._counting = True  # in the first forward pass, not when checkpointing repeats it
             hidden_nh = self._loss.hidden_states(batch)
             self._counting = False
             self._refuse_unused()
             losses_b.copy_(self._loss.backward(batch, hidden_nh))
         for name, parameter in self._of_experts.items():
-            if parameter.grad is not None:  # experts of this example
+            if parameter.grad is not None:  # this example was routed to the experts
                 self._finish(name, parameter.grad[None].float())
                 parameter.grad = None
-        for name in list(self._held):  # one of its uses did not reach the loss
+        for name in list(self._held):  # one use of the module did not reach the loss
             self._finish(name, self._held.pop(name))
 
     def _begin(self) -> None:
-        """Drop what a batch that did not fit into memory has left."""
+        """Reset the state, which a batch that did not fit into memory leaves behind."""
         self._uses.clear()
         self._held.clear()
         for parameter in self._of_experts.values():
@@ -293,8 +298,8 @@ class GradientComputer:
                 self._uses[name] += 1
             if not _tells_examples_apart(args[0].shape, len(self._out_bd), self._tokens):
                 raise SettingError(
-                    f"{name} sees the tokens of several examples mixed, in shape "
-                    f"{list(args[0].shape)}, so they have no gradients of their own; leave its "
+                    f"{name} gets the tokens of several examples mixed, in shape "
+                    f"{list(args[0].shape)}, so no example has a gradient of its own; leave its "
                     "module out of lora_targets"
                 )
             tapped: torch.Tensor = _Tap.apply(output, args[0], self._start, receive)
@@ -303,7 +308,7 @@ class GradientComputer:
         return forward
 
     def _receive(self, name: str, gradient_boi: torch.Tensor) -> None:
-        """Sum over the uses of a module, since adjusting is not linear."""
+        """Sum the gradient over all uses of the module, because adjusting is not linear."""
         self._uses[name] -= 1
         if name in self._held:
             gradient_boi += self._held.pop(name)
@@ -323,16 +328,16 @@ class GradientComputer:
                     self._fused(self._out_bd, full_name, gradient_boi, moments, self._betas)
                 return
             with record_function("g2is.adjust"):
-                gradient_boi = self._adjusted(gradient_boi, moments, self._betas)
+                gradient_boi = self._adjust_gradient(gradient_boi, moments, self._betas)
         with record_function("g2is.project"):
             self._projection.add(self._out_bd, self._prefix + name, gradient_boi)
 
 
 def _tells_examples_apart(shape: torch.Size, examples: int, tokens: int) -> bool:
-    """Whether a module's input [..., i] holds one example after another.
+    """Return whether a module's input [..., i] holds one example after another.
 
-    As [b, t, i]; with further axes after the first (DeepSeek's kv_b_proj); or flattened to
-    [b·t, i] or [1, b·t, i] (OPT's feed-forward, a mixture's shared expert).
+    Accepted are [b, t, i]; more axes after the first (DeepSeek's kv_b_proj); and the flat
+    [b·t, i] or [1, b·t, i] (OPT's feed-forward, the shared expert of a mixture of experts).
     """
     if len(shape) >= 3 and shape[0] == examples:
         return True
@@ -340,12 +345,12 @@ def _tells_examples_apart(shape: torch.Size, examples: int, tokens: int) -> bool
 
 
 def _by_example(x: torch.Tensor, examples: int) -> torch.Tensor:
-    """The input or the gradient of a module's output as [b, t, i], of one example after another."""
+    """Return a module's input, or the gradient of its output, as [b, t, i]."""
     return x.reshape(examples, -1, x.shape[-1])
 
 
 def _is_supervised(one: Encoded) -> bool:
-    """Whether a token is to be predicted; the first one has nothing to predict it from."""
+    """Return whether the loss has a token; the first token is never predicted."""
     return any(label != IGNORED for label in one.labels[1:])
 
 
@@ -355,23 +360,23 @@ def _invalid(
     largest: NDArray[np.float32],
     supervised: set[int],
 ) -> dict[int, str]:
-    """Why rows are of no use, by position."""
+    """Return the reason for each unusable row, by position."""
     finite = np.asarray(np.isfinite(projected).all(axis=1))
-    found = {}
+    reasons = {}
     for i in range(len(losses)):
         if i not in supervised:
-            found[i] = "it has no supervised tokens"
+            reasons[i] = "it has no supervised tokens"
         elif not np.isfinite(losses[i]):
-            found[i] = f"its loss is {losses[i]}"
+            reasons[i] = f"its loss is {losses[i]}"
         elif not finite[i]:
-            found[i] = "its gradient has entries that are not finite"
+            reasons[i] = "its gradient has entries that are not finite"
         elif largest[i] == 0:
-            found[i] = "its gradient is zero"
-    return found
+            reasons[i] = "its gradient is zero"
+    return reasons
 
 
 def _fused(projection: Projection, device: torch.device) -> Callable[..., None] | None:
-    """Adjusting and projecting in one pass, where that can be done."""
+    """Return a function that adjusts and projects in one pass; None where Triton cannot."""
     if not isinstance(projection, SparseProjection) or device.type != "cuda":
         return None
     if importlib.util.find_spec("triton") is None:

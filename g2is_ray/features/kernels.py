@@ -1,8 +1,7 @@
-"""A Triton kernel that adjusts gradients and projects them sparsely in one pass over them.
+"""A Triton kernel that adjusts gradients and projects them sparsely in one pass.
 
-The plain way (`gradients.adjusted`, then `SparseProjection.add`) writes and reads each
-gradient several times. Import this module only where triton is installed, as it is with
-torch for CUDA.
+Without it, `gradients.adjust_gradient` and then `SparseProjection.add` write and read each
+gradient several times. Import this module only where triton is installed; torch for CUDA brings it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-_BLOCK = 1024  # coordinates of one program
+_BLOCK = 1024  # coordinates per Triton program
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -47,14 +46,16 @@ def adjust_and_project(
     table: tuple[torch.Tensor, torch.Tensor],
     betas: tuple[float, float],
 ) -> None:
-    """Add to `out_bd` what `adjusted` and then `SparseProjection.add` would.
+    """Add the sparse projection of the adjusted gradients to `out_bd`.
+
+    The result is that of `adjust_gradient` and then `SparseProjection.add`, up to rounding.
 
     Args:
-        out_bd: float32 [b, d], contiguous.
-        gradient_boi: float32, contiguous.
-        moments: `prepared` ones of the parameter, float32 [o, i].
+        out_bd: float32 [b, d], contiguous; changed in place.
+        gradient_boi: float32 [b, o, i], contiguous.
+        moments: the parameter's moments from `prepare_moments`, float32 [o, i].
         table: the parameter's `SparseProjection.table`.
-        betas: AdamW's.
+        betas: AdamW's betas.
     """
     size = gradient_boi[0].numel()
     grid = triton.cdiv(size, _BLOCK), len(gradient_boi)

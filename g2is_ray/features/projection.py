@@ -1,4 +1,4 @@
-"""Random projections of gradients to a few thousand dimensions, with inner products kept.
+"""Random projections of gradients to a few thousand dimensions that keep inner products.
 
 Sparse (CountSketch; Charikar, Chen and Farach-Colton 2002, used on features by Weinberger
 et al. 2009): each coordinate is added, with a random sign, to one random dimension. Dense
@@ -7,10 +7,11 @@ et al. 2009): each coordinate is added, with a random sign, to one random dimens
 
     (|a|²|b|² + <a, b>² - 2 Σ a_i² b_i²) / dimensions,
 
-at one operation per coordinate for the sparse one and `dimensions` for the dense one.
+at one operation per coordinate for the sparse projection and `dimensions` for the dense one.
 
-Each is keyed by seed and parameter name with integer arithmetic, so a row is the same on
-every host and device, in any batch and in any order of modules, up to the rounding of sums.
+Both derive their random numbers from seed and parameter name in integer arithmetic, so a row is
+the same on every host and device, in any batch and in any order of modules, up to the rounding of
+sums.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ import torch
 
 
 class Projection(Protocol):
-    """Adds up the projections of an example's gradients, parameter by parameter."""
+    """Sums the projections of an example's gradients, parameter by parameter."""
 
     dimensions: int
 
     def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
-        """Add the projection of parameter `name`'s gradients to `out_bd`.
+        """Add the projected gradients of one parameter to `out_bd`.
 
         Args:
             out_bd: float32 [b, dimensions], changed in place.
-            name: the parameter's name.
+            name: name of the parameter.
             gradient: float32 [b, …], one gradient per example.
         """
 
@@ -45,7 +46,14 @@ def make_projection(
     seed: int,
     sizes: Mapping[str, int],
 ) -> Projection:
-    """The projection of that kind; `sizes`, numbers by parameter name, are for `none`."""
+    """Return the projection of that kind.
+
+    Args:
+        kind: `sparse`, `rademacher` (dense), or `none` to keep every coordinate.
+        dimensions: of a projected gradient; ignored by `none`.
+        seed: of the random signs; ignored by `none`.
+        sizes: number of coordinates by parameter name; only `none` reads it.
+    """
     if kind == "none":
         return Unprojected(sizes)
     if kind == "rademacher":
@@ -58,10 +66,10 @@ def _digest(seed: int, name: str) -> bytes:
 
 
 class SparseProjection:
-    """One random sign in one random dimension for each coordinate.
+    """Adds each coordinate, with a random sign, to one random dimension.
 
-    Tables come from Philox, whose raw stream NumPy keeps stable. Memory is 5 bytes per
-    coordinate of the adapter.
+    Random numbers come from Philox, whose raw stream is stable across releases of NumPy. Memory is
+    5 bytes per coordinate of the adapter.
     """
 
     def __init__(self, dimensions: int, seed: int) -> None:
@@ -73,13 +81,13 @@ class SparseProjection:
         """See `Projection.add`."""
         flat = gradient.reshape(len(gradient), -1)
         buckets, signs = self.table(name, flat.shape[1], flat.device)
-        # On a CPU, int32 indices take 5 to 17 times as long, conversion included.
+        # On a CPU, int64 indices are 5 to 17 times as fast as int32, conversion included.
         out_bd.index_add_(1, buckets.long(), flat * signs)
 
     def table(
         self, name: str, size: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dimension (int32) and sign (int8) of each of a parameter's `size` coordinates."""
+        """Return dimension (int32) and sign (int8) of each coordinate of a parameter [size]."""
         if name not in self._tables:
             key = int.from_bytes(_digest(self._seed, name)[:16], "little")
             bits = np.random.Philox(key=key).random_raw(size)
@@ -90,16 +98,18 @@ class SparseProjection:
 
 
 class RademacherProjection:
-    """A random sign in every dimension for each coordinate, over sqrt(dimensions).
+    """Adds each coordinate, with random signs over sqrt(dimensions), to every dimension.
 
-    Signs are made on the gradient's device each time they are needed, in blocks of
-    coordinates, and dropped: with w = ceil(dimensions / 64), coordinate i has the bits of
-    the outputs i·w to i·w + w - 1 of SplitMix64, lowest bit first. Making them takes as long
-    for one example as for a batch.
+    Signs are generated on the gradient's device each time, in blocks of coordinates, and
+    discarded. With w = ceil(dimensions / 64), the signs of coordinate i are the bits of the outputs
+    i·w to i·w + w - 1 of SplitMix64, lowest bit first. Generating them takes the same time for one
+    example as for a batch.
 
     Args:
-        block_bytes: memory of a block, what it takes to make it included; 0 means 8 MiB on a
-            CPU, where it stays in the cache, and 128 MiB elsewhere. One coordinate at least.
+        dimensions: of a projected gradient.
+        seed: of the random signs.
+        block_bytes: memory for generating a block, which holds at least one coordinate; 0 means
+            8 MiB on a CPU, where a block stays in the cache, and 128 MiB elsewhere.
     """
 
     def __init__(self, dimensions: int, seed: int, *, block_bytes: int = 0) -> None:
@@ -115,7 +125,7 @@ class RademacherProjection:
         block = self._block_coordinates(flat.device)
         for start in range(0, flat.shape[1], block):
             stop = min(start + block, flat.shape[1])
-            out_bd.addmm_(  # no name for the signs: it would keep two blocks in memory
+            out_bd.addmm_(  # a name for the signs would keep two blocks in memory
                 flat[:, start:stop],
                 self._signs(key, start, stop, flat.device),
                 alpha=self.dimensions**-0.5,
@@ -123,11 +133,11 @@ class RademacherProjection:
 
     def _block_coordinates(self, device: torch.device) -> int:
         bound = self._block_bytes or (8 if device.type == "cpu" else 128) * 2**20
-        # A sign takes 4 bytes, 2 more while it is made, and the product has buffers of its own.
+        # A sign takes 4 bytes, and 2 more while it is generated; the product needs buffers too.
         return max(1, bound // (self._words * 64 * 8))
 
     def _signs(self, key: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
-        """Signs of the coordinates [start, stop), float32 [stop - start, dimensions]."""
+        """Return signs of the coordinates [start, stop), float32 [stop - start, dimensions]."""
         words = splitmix64(key, start * self._words, stop * self._words, device)
         octets = (words[:, None] >> torch.arange(0, 64, 8, device=device)) & 0xFF
         signs = torch.nn.functional.embedding(octets, _signs_of_octets(device))
@@ -135,11 +145,11 @@ class RademacherProjection:
 
 
 def splitmix64(key: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
-    """Outputs [start, stop) of SplitMix64 from state `key`, as int64 [stop - start].
+    """Return the outputs [start, stop) of SplitMix64 from state `key`, int64 [stop - start].
 
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014): a
-    counter times an odd constant, then a mixing function. Sums and products wrap around
-    modulo 2^64 in int64 as in uint64.
+    SplitMix64 multiplies a counter by an odd constant and mixes the bits. Sums and products wrap
+    around modulo 2^64 in int64 as in uint64. Source: Steele, Lea and Flood, "Fast splittable
+    pseudorandom number generators" (2014).
     """
     z = torch.arange(start + 1, stop + 1, device=device) * _int64(0x9E3779B97F4A7C15)
     z += _int64(key)
@@ -149,28 +159,28 @@ def splitmix64(key: int, start: int, stop: int, device: torch.device) -> torch.T
 
 
 def _shift_right(words: torch.Tensor, by: int) -> torch.Tensor:
-    """Shift with zeros coming in, as for uint64; torch's copies the int64's sign."""
+    """Shift right as uint64, with zeros from the left; torch shifts in copies of the sign."""
     return (words >> by) & ((1 << (64 - by)) - 1)
 
 
 def _int64(word: int) -> int:
-    """The int64 with the bits of a uint64."""
+    """Return the int64 that has the bits of a uint64."""
     return word - (word >> 63 << 64)
 
 
 @cache
 def _signs_of_octets(device: torch.device) -> torch.Tensor:
-    """The signs that the bits of each byte stand for, lowest first, float32 [256, 8]."""
+    """Return the signs for the bits of each byte, lowest bit first, float32 [256, 8]."""
     octets = torch.arange(256, device=device)[:, None]
     bits = (octets >> torch.arange(8, device=device)) & 1
     return bits.float() * 2 - 1
 
 
 class Unprojected:
-    """Every coordinate as it is, parameters in order of their names.
+    """Keeps every coordinate; parameters are concatenated in order of their names.
 
     Args:
-        sizes: numbers in each parameter, by name.
+        sizes: number of coordinates by parameter name.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:

@@ -12,12 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from g2is_ray.config import Features
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.rows import BLOCK_ROWS, MappedParts, map_parts
+from g2is_ray.features.vectors import normalize
 from g2is_ray.workspace.layout import graph_stage
 from g2is_ray.workspace.storage import array_bytes
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace, part_name
@@ -85,6 +84,8 @@ class FeatureSet:
     def _formed(
         self, stored: NDArray[np.float16], norms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
+        import torch
+
         # torch converts float16 several times faster than NumPy; a copy, as mapped files are
         # read-only.
         unit = torch.from_numpy(np.array(stored)).float().numpy()

@@ -1,4 +1,4 @@
-"""Computing the features of a workspace's examples, part by part."""
+"""Computes and writes the features of a workspace's examples, part by part."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from numpy.typing import NDArray
 
 from g2is_ray.chat.conversation import COLUMNS, Conversation
 from g2is_ray.chat.encoder import ChatEncoder, Encoded
-from g2is_ray.config import ExecutionSettings
+from g2is_ray.config import ExecutionSettings, ModelSettings
 from g2is_ray.data.examples import ExampleSet
 from g2is_ray.errors import InputError
 from g2is_ray.features.store import feature_files
 from g2is_ray.models import loading
 from g2is_ray.workspace.workspace import Workspace, part_name
 
-MAX_INVALID = 0.01  # share of examples without a usable feature that is put up with
+MAX_INVALID = 0.01  # largest share of a stage's examples that may lack a usable feature
 
 FeatureRows = tuple[NDArray[np.float32], Mapping[int, str]]
-"""Features [n, d], zero where invalid, and why some are, by position."""
+"""Features [n, d], zero where invalid, and the reason for each invalid row, by position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePart:
-    """One part of an example set, and the stage that its features belong to."""
+    """One part of an example set, and the stage that its features belong to.
+
+    Attributes:
+        examples: name of the example set, such as `pool`.
+        stage: name of the stage, such as `gradients`.
+        part: number of the part, from 0.
+    """
 
     examples: str
     stage: str
@@ -41,25 +47,36 @@ class FeaturePart:
 
 
 class FeatureWriter(ABC):
-    """Computes and writes features of one kind, with a model in memory."""
+    """Computes and writes features of one kind; holds a model in memory.
 
-    def __init__(self, workspace: Workspace, encoder: ChatEncoder) -> None:
-        self._workspace, self._encoder = workspace, encoder
+    Args:
+        workspace: read from and written to.
+        model: names the tokenizer and the date of its chat template.
+        max_tokens: longest example in tokens.
+    """
+
+    def __init__(self, workspace: Workspace, model: ModelSettings, max_tokens: int) -> None:
+        self._workspace = workspace
+        tokenizer = loading.load_tokenizer(model)
+        self._pad_id: int = tokenizer.pad_token_id or 0
+        self._encoder = ChatEncoder(
+            tokenizer, max_tokens=max_tokens, template_date=model.template_date
+        )
         self._computing = threading.Lock()
 
     @abstractmethod
     def _compute(self, part: FeaturePart, examples: Sequence[Encoded]) -> FeatureRows:
-        """Features of the examples of a part; called by one thread at a time."""
+        """Return the features of the examples of a part; called by one thread at a time."""
 
     def write(self, one: FeaturePart) -> dict[str, Any]:
-        """Write the features of one part; returns its receipt.
+        """Write the features of one part and return its receipt.
 
-        May be called by several threads: one computes, the others read and write meanwhile.
+        May be called by several threads: one computes while the others read and write.
 
         Raises:
-            SettingError: the part, or an example, is more than memory holds.
-            InputError: more examples have no usable feature than is put up with in the whole
-                set; the part is written all the same.
+            SettingError: the part or a single example does not fit into memory.
+            InputError: more examples of this part lack a usable feature than `MAX_INVALID` allows
+                in the whole set; the part is written nevertheless.
         """
         examples = ExampleSet(self._workspace, one.examples)
         rows = examples.read(one.part, ["id", *COLUMNS])
@@ -84,10 +101,15 @@ class FeatureWriter(ABC):
 
 
 def refuse_invalid(stage: str, invalid: Sequence[Mapping[str, str]], rows: int) -> None:
-    """Refuse to go on if more than 1 % of the `rows` of a stage are known to be invalid.
+    """Refuse to go on if more than 1% of the rows of a stage are invalid.
+
+    Args:
+        stage: name of the stage.
+        invalid: `id` and `reason` of each row known to be invalid.
+        rows: number of rows of the stage.
 
     Raises:
-        InputError: they are; says how many, and names the first.
+        InputError: says how many rows are invalid, and names the first.
     """
     if len(invalid) > MAX_INVALID * rows:
         raise InputError(
@@ -97,5 +119,5 @@ def refuse_invalid(stage: str, invalid: Sequence[Mapping[str, str]], rows: int) 
 
 
 def token_budget(execution: ExecutionSettings) -> int | Literal["auto"]:
-    """Padded tokens of a batch, or `auto` where they are to be found out."""
-    return "auto" if execution.token_budget == "auto" else loading.token_budget(execution)
+    """Return the padded tokens of a batch, or `auto` to search for the largest that fits."""
+    return "auto" if execution.batch_tokens == "auto" else loading.token_budget(execution)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from g2is_ray.chat.conversation import Conversation, Message
-from g2is_ray.chat.encoder import ChatEncoder, Encoded
-from g2is_ray.errors import InputError, SettingError
+from g2is_ray.errors import SettingError
 from g2is_ray.models.decoder import language_model_name
 
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*pos\w*)$", re.IGNORECASE)
@@ -76,27 +73,3 @@ def _configured_tables(text: torch.nn.Module) -> list[int]:
             if isinstance(tensor, torch.Tensor) and tensor.dim() >= 2:
                 found += [size for size in tensor.shape[-2:] if size in configured]
     return found
-
-
-class LimitedEncoder(ChatEncoder):
-    """A `ChatEncoder` that refuses rows with tokens that the model has no embedding for."""
-
-    def __init__(self, tokenizer: Any, *, limits: Limits, **settings: Any) -> None:
-        super().__init__(tokenizer, **settings)
-        self._vocabulary = limits.vocabulary
-
-    def encode(self, example: Conversation | Sequence[Message]) -> Encoded:
-        """As `ChatEncoder.encode`.
-
-        Raises:
-            InputError: also for a token beyond the model's embedding; names both numbers.
-        """
-        encoded = super().encode(example)
-        largest = max(encoded.input_ids)
-        if largest >= self._vocabulary:
-            raise InputError(
-                f"token {self.tokenizer.convert_ids_to_tokens(largest)!r} has number {largest}, "
-                f"but the model's embedding has {self._vocabulary} rows; resize the embedding, or "
-                "use the model's own tokenizer"
-            )
-        return encoded

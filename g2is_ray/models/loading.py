@@ -43,9 +43,9 @@ def default_device() -> torch.device:
 
 def token_budget(settings: ExecutionSettings) -> int:
     """Padded tokens of a batch: a GPU needs many at once to be busy, a CPU does not."""
-    if settings.token_budget == "auto" or not settings.token_budget:
+    if settings.batch_tokens == "auto" or not settings.batch_tokens:
         return 8192 if default_device().type == "cuda" else 512
-    return settings.token_budget
+    return settings.batch_tokens
 
 
 def base_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:

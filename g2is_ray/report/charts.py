@@ -1,4 +1,4 @@
-"""Drawings of the report: small functions from plain numbers to inline SVG.
+"""Drawings of the report: functions from plain numbers to inline SVG.
 
 Colors are CSS classes: `c0` … `c7` for components, `pool`, `own`, `main`, …
 """
@@ -6,26 +6,15 @@ Colors are CSS classes: `c0` … `c7` for components, `pool`, `own`, `main`, …
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
-from g2is_ray.errors import InputError
 from g2is_ray.report.pages import clean
 from g2is_ray.report.svg import drawing, element, rect, round_step, ticks
 
-_PALETTE = 7  # component hues; later components share one gray
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapPoints:
-    """A two-dimensional map of a sample of the pool that contains the selected rows."""
-
-    xy: np.ndarray  # float [n, 2]
-    rows: np.ndarray  # int [n], rows of the pool
-    groups: Sequence[str]  # n sources
+_PALETTE = 7  # hues for components; later components share one gray
 
 
 class Mark(NamedTuple):
@@ -49,17 +38,17 @@ class WalkPoint(NamedTuple):
 
 
 def component_color(position: int) -> str:
-    """CSS class of the component at this position; from the eighth on they share one."""
+    """Return the CSS class of the component at this position; those from the eighth share one."""
     return f"c{min(position, _PALETTE)}"
 
 
 def other_color(position: int) -> str:
-    """CSS class of the selection at this position among those compared with the main one."""
+    """Return the CSS class of the baseline at this position."""
     return f"o{min(position, 2)}"
 
 
 def bars(values: Sequence[tuple[float, str]], top: float, label: str, width: int = 180) -> Markup:
-    """Horizontal bars below each other, one per (value, class), on the scale 0 to `top`."""
+    """Draw one horizontal bar per (value, class), one below another, from 0 to `top`."""
     drawn, y = [], 1.0
     for value, class_ in values:
         height = 7 if class_ in ("pool", "main") else 3
@@ -70,7 +59,7 @@ def bars(values: Sequence[tuple[float, str]], top: float, label: str, width: int
 
 
 def stacked(parts: Sequence[tuple[int, str]], top: int, label: str, width: int = 220) -> Markup:
-    """One horizontal bar of adjacent parts (count, class) on the scale 0 to `top`."""
+    """Draw one horizontal bar of adjacent parts (count, class), from 0 to `top`."""
     drawn, x = [], 0.0
     for count, class_ in parts:
         length = width * count / top if top > 0 else 0.0
@@ -80,7 +69,7 @@ def stacked(parts: Sequence[tuple[int, str]], top: int, label: str, width: int =
 
 
 def difference(value: float, low: float, high: float, class_: str, width: int = 120) -> Markup:
-    """A bar from zero to `value` on the scale `low` to `high` (low <= 0 <= high)."""
+    """Draw a bar from zero to `value` on the scale `low` to `high` (low <= 0 <= high)."""
     span = (high - low) or 1.0
     zero, end = width * (0 - low) / span, width * (value - low) / span
     bar = rect(min(zero, end), 2.0, abs(end - zero), 10, class_)
@@ -88,50 +77,7 @@ def difference(value: float, low: float, high: float, class_: str, width: int = 
     return drawing(width, 14, f"difference {value:+.3f}", bar, line, class_="inline")
 
 
-def map_points(
-    gradients: np.ndarray, rows: np.ndarray, groups: Sequence[str], seed: int
-) -> MapPoints:
-    """Lay gradients out in two dimensions: PCA to at most 50, then t-SNE; same seed, same map.
-
-    Fewer than 50 rows are too few neighbors for t-SNE and get the first two principal
-    components. One thread, so that sums do not depend on the machine: about half a minute
-    for 5,000 rows.
-
-    Args:
-        gradients: float [n, d], unit rows.
-        rows: int [n], their rows in the pool.
-        groups: their n sources.
-        seed: of the PCA's and of t-SNE's random numbers.
-
-    Raises:
-        InputError: the three differ in length, or a gradient is not finite.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
-    count = len(gradients)
-    if not count == len(rows) == len(groups):
-        raise InputError(
-            f"the map needs one row number and one source per gradient, got {count} gradients, "
-            f"{len(rows)} rows and {len(groups)} sources"
-        )
-    features = np.asarray(gradients, dtype=np.float32)
-    if not np.isfinite(features).all():
-        raise InputError("the map's gradients hold values that are not finite; recompute them")
-    xy = np.zeros((count, 2), dtype=np.float32)
-    dimensions = min(50, count - 1, features.shape[1])
-    if dimensions > 0 and np.ptp(features, axis=0).any():
-        with threadpool_limits(1):
-            flat = PCA(dimensions, random_state=seed).fit_transform(features)
-            if count >= 50 and dimensions >= 2:
-                tsne = TSNE(init="pca", random_state=seed, n_jobs=1, perplexity=min(30, count / 4))
-                flat = tsne.fit_transform(flat)
-        xy[:, : min(2, dimensions)] = flat[:, :2]
-    return MapPoints(xy=xy, rows=np.asarray(rows), groups=list(groups))
-
-
-def gradient_map(
+def draw_map(
     xy: np.ndarray,
     groups: Sequence[str],
     own: Iterable[str],
@@ -140,35 +86,35 @@ def gradient_map(
     size: int = 640,
     names: bool = True,
 ) -> Markup:
-    """The pool's sample as faint dots, one path a source, with the selection on top.
+    """Draw the sample of the pool as faint dots, and the selection on top.
 
     Args:
         xy: float [n, 2]; points that are not finite are left out.
         groups: the n sources.
-        own: sources of the target's own rows, drawn darker.
+        own: sources of the target's rows, drawn darker.
         marks: selected examples; anchors get a ring.
-        label: the chart in words, for screen readers.
+        label: description of the chart for screen readers.
         size: width, and largest height, in pixels.
-        names: write the sources' names where each is densest.
+        names: whether to write each source's name where the source is densest.
     """
     place, height = _fit(np.asarray(xy, dtype=float).reshape(-1, 2), size, margin=24)
     members: dict[str, list[int]] = {}
     for index in np.flatnonzero(np.isfinite(place).all(axis=1)):
         members.setdefault(groups[int(index)], []).append(int(index))
-    owned = set(own)
-    order = sorted(members, key=lambda group: (group in owned, -len(members[group]), group))
+    darker = set(own)
+    order = sorted(members, key=lambda group: (group in darker, -len(members[group]), group))
     dots = []
     for group in order:
         path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in place[members[group]])
         title = element("title", f"{clean(group, 80)}: {len(members[group]):,} points")
-        class_ = "dot own" if group in owned else "dot pool"
+        class_ = "dot own" if group in darker else "dot pool"
         dots.append(element("path", title, d=Markup(path), class_=class_))
     shown = [mark for mark in marks if np.isfinite(place[mark.point]).all()]
     shown.sort(key=lambda mark: mark.step == "anchor")
     radius = 3.4 if len(shown) <= 400 else 2.4
     picks = [_mark(mark, place[mark.point].tolist(), radius) for mark in shown]
     at = place[[mark.point for mark in shown]]
-    texts = _names(place, members, owned, at, (size, height)) if names else []
+    texts = _names(place, members, darker, at, (size, height)) if names else []
     return drawing(
         size, height, label, *dots, *picks, *texts, class_="map" if names else "map small"
     )
@@ -184,7 +130,7 @@ def _mark(mark: Mark, at: Sequence[float], radius: float) -> Markup:
 
 
 def _fit(xy: np.ndarray, size: int, margin: int) -> tuple[np.ndarray, int]:
-    """Scale points [n, 2] to at most `size` each way, both axes alike, y upward; and the height."""
+    """Scale points [n, 2] to at most `size` each way, with y upward; also return the height."""
     finite = xy[np.isfinite(xy).all(axis=1)]
     if not len(finite):
         return xy, size // 2
@@ -201,7 +147,7 @@ def _names(
     picks: np.ndarray,
     area: tuple[int, int],
 ) -> list[Markup]:
-    """Names of the own and the largest sources, above or below where each is densest."""
+    """Write the names of the `own` and the largest sources where each source is densest."""
     drawn = []
     (width, height), cell = area, max(area) / 9
     taken: list[tuple[float, float, float]] = []  # left, right, y
@@ -230,12 +176,12 @@ def _names(
 
 
 def _covered(picks: np.ndarray, x: float, y: float, half: float) -> int:
-    """Number of picks [n, 2] under a name with its baseline's middle at (x, y)."""
+    """Return the number of picks [n, 2] that a name centered at (x, y) covers."""
     return int((np.abs(picks - [x, y - 4]) < [half, 12]).all(axis=1).sum())
 
 
 def walk_chart(points: Sequence[WalkPoint], label: str) -> Markup:
-    """Similarity of each pick by rank; a strip above tells the component."""
+    """Draw the similarity of each pick by rank, with a strip of components above."""
     width, height, left, right, top, bottom = 960, 300, 46, 8, 40, 42
     shown = [point for point in points if math.isfinite(point.similarity)]
     if not shown:
@@ -282,7 +228,7 @@ def _walk_point(point: WalkPoint, x: float, y: float) -> Markup:
 
 
 def _strip(points: Sequence[WalkPoint], x_of: Callable[[float], float], y: float) -> list[Markup]:
-    """Component strip: a colored piece for every run of picks of one component."""
+    """Draw a strip with a colored piece for every run of picks of one component."""
     runs: list[list[WalkPoint]] = []
     for point in points:
         if runs and runs[-1][0].component == point.component:
@@ -305,7 +251,7 @@ def _strip(points: Sequence[WalkPoint], x_of: Callable[[float], float], y: float
 
 
 def _rank_ticks(first: int, last: int) -> list[int]:
-    """The first rank and round ranks after it, at most about ten."""
+    """Return the first rank and round ranks after it, at most about ten."""
     step = max(1, round(round_step(last - first, 8)))
     rounds = [rank for rank in range(0, last + 1, step) if rank >= first + step / 2]
     return [first, *rounds]

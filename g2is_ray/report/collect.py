@@ -1,4 +1,4 @@
-"""Collects from a finished workspace what its report shows."""
+"""Collects the records that a report shows from a finished workspace."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ import pydantic
 from numpy.typing import NDArray
 
 import g2is_ray
-from g2is_ray.config import PAPER, WALK, Features, GraphSettings
+from g2is_ray.config import PAPER, WALK, Features
 from g2is_ray.contamination.stage import notes, rows_like_tests_if_compared
 from g2is_ray.data.examples import ExampleSet
-from g2is_ray.features.store import FeatureSet
-from g2is_ray.report.run_page import (
-    SHOWN_PICKS,
+from g2is_ray.report.run_page import SHOWN_PICKS
+from g2is_ray.report.views import (
     ComponentRow,
-    MapPoints,
     ModelScore,
-    Pick,
+    PickView,
     RunView,
     SelectionView,
     TargetView,
     Timing,
-    map_points,
 )
 from g2is_ray.selection.selection import read_picks
 from g2is_ray.workspace.layout import BASE, JOINT, model_name, score_name, variants_in
 from g2is_ray.workspace.provenance import now, this_machine
 from g2is_ray.workspace.workspace import Workspace
 
-_MAP_POINTS = 2000
-_COMPONENT, _PICK = pydantic.TypeAdapter(ComponentRow), pydantic.TypeAdapter(Pick)
+_COMPONENT, _PICK = pydantic.TypeAdapter(ComponentRow), pydantic.TypeAdapter(PickView)
 
 
 def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
-    """What was run, on what, and how long each stage took."""
+    """Return the run's model, settings, machine and times.
+
+    Args:
+        workspace: read from.
+        pool_groups: number of pool rows, by source.
+
+    Raises:
+        WorkspaceError: the pool is not read yet, or a receipt is damaged.
+    """
     stages = {s: r for s, r in workspace.stages().items() if not s.startswith("comparisons/")}
     pool = workspace.require("pool", "ingest")
     finished = [stage for stage in stages if workspace.exists(f"{stage}/receipt.json")]
@@ -75,11 +79,20 @@ def _recall(receipt: dict[str, Any]) -> str:
     if not receipt["recall_rows"]:
         return "1, by exact search"
     low, mean, high = (receipt[name] for name in ("recall_low", "recall", "recall_high"))
-    return f"{mean:.3f} ({low:.3f} to {high:.3f}, 95 %, {receipt['recall_rows']} rows)"
+    return f"{mean:.3f} ({low:.3f} to {high:.3f}, 95%, {receipt['recall_rows']} rows)"
 
 
 def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> TargetView:
-    """A target's selections and scores; `groups` are the sources of all pool rows."""
+    """Return a target's selections and scores.
+
+    Args:
+        workspace: read from.
+        target: name of the target.
+        groups: sources of all pool rows.
+
+    Raises:
+        WorkspaceError: a file of the target is missing or damaged.
+    """
     val = ExampleSet(workspace, f"targets/{target}/val")
     has_test = workspace.exists(f"targets/{target}/test/receipt.json")
     variants = variants_in(workspace, target)
@@ -127,8 +140,7 @@ def _selection_view(
     with workspace.understanding(f"{stage}/selection.jsonl"):
         picks = [
             _PICK.validate_python(
-                _for_people(record)
-                | {"group": groups[record["row"]], "text": text, "answer": answer}
+                _from_one(record) | {"group": groups[record["row"]], "text": text, "answer": answer}
             )
             for record, (text, answer) in zip(records, texts, strict=True)
         ]
@@ -146,7 +158,7 @@ def _selection_view(
 
 
 def _title(settings: dict[str, Any], baseline: str) -> str:
-    """What made a selection, in a few words."""
+    """Return the name of the selector and preset, in a few words."""
     selector = settings.get("selector")
     by_gradients = settings.get("features", "gradients") == "gradients"
     if baseline == PAPER:
@@ -157,8 +169,8 @@ def _title(settings: dict[str, Any], baseline: str) -> str:
     return title if baseline in ("", selector) else f"{title} ({baseline})"
 
 
-def _for_people(record: dict[str, Any]) -> dict[str, Any]:
-    """A pick counted from 1; not every selector has components, or similarities."""
+def _from_one(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a pick with ranks from 1; some selectors have no components or similarities."""
     component, similarity = record["component"], record["similarity"]
     shown = {name: record[name] for name in ("row", "id", "step")}
     return shown | {
@@ -198,40 +210,7 @@ def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[
                 test_tokens=measured["test_tokens"],
                 exact_match=measured["exact_match"],
                 exact_match_rows=measured["exact_match_rows"],
-                cut_replies=measured.get("cut_replies", 0),  # not counted by earlier versions
+                cut_replies=measured.get("cut_replies", 0),  # earlier versions did not count them
             )
         )
     return scores
-
-
-def pool_map(
-    workspace: Workspace,
-    targets: Sequence[TargetView],
-    groups: Sequence[str],
-    settings: GraphSettings,
-) -> MapPoints | None:
-    """A 2-D map of a sample of the pool's features, with every selected row on it.
-
-    Where those in force are not there, others are; None where there are none.
-    """
-    kinds = (settings.features, *get_args(Features))
-    kind = next((kind for kind in kinds if workspace.exists(f"{kind}/receipt.json")), None)
-    if kind is None:
-        return None
-    features = FeatureSet(workspace, kind, center=settings.center)
-    picked = {
-        pick.row
-        for target in targets
-        for view in (target.main, *target.others)
-        for pick in view.picks
-    }
-    rest = np.setdiff1d(np.arange(features.rows), sorted(picked))
-    room = min(len(rest), max(0, _MAP_POINTS - len(picked)))
-    sample = np.random.default_rng(0).choice(rest, size=room, replace=False)
-    rows = np.sort(np.concatenate([np.array(sorted(picked), dtype=np.int64), sample]))
-    kept, first = [], 0
-    for part in range(features.parts):
-        x = features.read(part)
-        kept.append(x[rows[(rows >= first) & (rows < first + len(x))] - first])
-        first += len(x)
-    return map_points(np.concatenate(kept), rows, [groups[row] for row in rows], 0)

@@ -1,6 +1,6 @@
 """Drawings of a comparison: losses of every method, and differences with their intervals.
 
-Methods are rows with their names at the left, the best first, over a common scale.
+Each method is a row over a common scale, with its name at the left; the best is first.
 """
 
 import math
@@ -13,20 +13,20 @@ from g2is_ray.comparison.significance import Interval
 from g2is_ray.report.pages import clean, number, signed
 from g2is_ray.report.svg import drawing, element, ticks
 
-DIGITS = 4  # of a loss
+DIGITS = 4  # decimals of a loss
 _WIDTH, _ROW, _TOP, _BOTTOM, _RIGHT = 760, 28, 10, 46, 16
-_NAME = 32  # characters of a name
+_NAME_CHARACTERS = 32  # longest name of a method
 
 
 class _Frame:
-    """Named rows over a scale that covers the values."""
+    """A chart of named rows over a scale that covers the values."""
 
     def __init__(self, names: Sequence[str], values: Iterable[float]) -> None:
         finite = [value for value in values if math.isfinite(value)] or [0.0]
         middle, half = (min(finite) + max(finite)) / 2, (max(finite) - min(finite)) / 2
-        half = max(half, 0.001 * abs(middle), 1e-6)  # of equal values
+        half = max(half, 0.001 * abs(middle), 1e-6)  # a width for equal values
         self._names, self._ticks = names, ticks(middle - half, middle + half)
-        self._left = 18 + 8.0 * max(len(clean(name, _NAME)) for name in names)
+        self._left = 18 + 8.0 * max(len(clean(name, _NAME_CHARACTERS)) for name in names)
         self._bottom = _TOP + _ROW * len(names)
 
     def x(self, value: float) -> float:
@@ -53,7 +53,7 @@ class _Frame:
             drawn.append(element("text", number(tick, digits), class_="tick", **at))
         for row, name in enumerate(self._names):
             at = {"x": self._left - 12, "y": self.y(row) + 4, "text_anchor": "end"}
-            drawn.append(element("text", clean(name, _NAME), class_="method", **at))
+            drawn.append(element("text", clean(name, _NAME_CHARACTERS), class_="method", **at))
         middle = (self._left + _WIDTH - _RIGHT) / 2
         at = {"x": middle, "y": self._bottom + 38.0, "text_anchor": "middle"}
         drawn.append(element("text", axis, class_="axis", **at))
@@ -69,12 +69,14 @@ def losses(
     reference: str,
     label: str,
 ) -> Markup:
-    """A dot for each seed and a tick for the mean of each method.
+    """Draw a dot for each seed and a tick for the mean of each method.
 
     Args:
-        base: loss of the untuned model, drawn as a line.
+        methods: rows of the chart.
+        seeds: of each method's losses.
+        base: loss of the untuned model, drawn as a line; None leaves it out.
         reference: method whose mean is drawn as a line.
-        label: the chart in words, for screen readers.
+        label: description of the chart for screen readers.
     """
     values = [loss for method in methods for loss in method.losses]
     bases = [] if base is None else [base]
@@ -96,11 +98,11 @@ def losses(
 
 
 def differences(rows: Sequence[tuple[str, Interval]], label: str) -> Markup:
-    """A dot for each mean on a line from end to end of its interval, around zero.
+    """Draw a dot for each mean difference, on a line that spans its interval.
 
     Args:
-        rows: methods, each with what its loss is less the reference's.
-        label: the chart in words, for screen readers.
+        rows: methods, each with its loss minus the loss of the reference.
+        label: description of the chart for screen readers.
     """
     ends = [end for _, one in rows for end in (one.low, one.high)]
     frame = _Frame([name for name, _ in rows], [0.0, *ends])
@@ -117,13 +119,13 @@ def differences(rows: Sequence[tuple[str, Interval]], label: str) -> Markup:
 
 
 def in_words(one: Interval) -> str:
-    """A difference with its interval."""
+    """Return a difference with its interval as text."""
     mean, low, high = (signed(value, DIGITS) for value in (one.mean, one.low, one.high))
     return f"{mean} ({low} to {high})"
 
 
 def verdict(difference: Interval) -> str:
-    """CSS class: whether a loss is better, worse, or cannot be told apart from another."""
+    """Return the CSS class of a difference: better, worse, or even if zero is not excluded."""
     if not difference.excludes_zero:
         return "even"
     return "better" if difference.mean < 0 else "worse"

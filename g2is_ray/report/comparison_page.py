@@ -1,7 +1,7 @@
-"""The page of a comparison: which method is best on each target, how sure that is, what it costs.
+"""The page of a comparison: the best method on each target, its confidence interval, its costs.
 
-`render_comparison` turns a comparison into one HTML page, `comparison.html.j2`; the drawings are
-in `comparison_charts`.
+`render_comparison` fills the template `comparison.html.j2` with a comparison and the drawings of
+`comparison_charts`.
 """
 
 import math
@@ -12,12 +12,12 @@ from g2is_ray.comparison.significance import CONFIDENCE, Interval
 from g2is_ray.report import charts, comparison_charts
 from g2is_ray.report.pages import render_page
 
-_FAR = 3  # ranges of all losses; a line further off would leave little room for them
-_UNEQUAL = 0.05  # share of tokens, from which a difference is pointed out
+_MAX_DISTANCE = 3  # ranges of the losses; a line further off would leave them little room
+_UNEQUAL = 0.05  # smallest relative difference in training tokens that the page points out
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The comparison as one HTML page; every text is cleaned, cut and escaped."""
+    """Return the comparison as one HTML page; every text is cleaned, cut and escaped."""
     methods = [method for target in comparison.targets for method in target.methods]
     return render_page(
         "comparison.html.j2",
@@ -34,7 +34,7 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _section(comparison: Comparison, target: TargetComparison) -> dict[str, object]:
-    """Everything the template shows of one target."""
+    """Return all that the template shows for one target."""
     methods, reference = target.methods, comparison.reference
     measured = [method for method in methods if math.isfinite(method.loss)]
     base = target.base_loss if _is_near(target.base_loss, methods) else None
@@ -56,18 +56,18 @@ def _section(comparison: Comparison, target: TargetComparison) -> dict[str, obje
 
 
 def _is_near(base: float, methods: Sequence[MethodRow]) -> bool:
-    """Whether the untuned model's loss can be drawn on the scale of all others."""
+    """Return whether the untuned model's loss fits on the scale of the methods' losses."""
     losses = [loss for method in methods for loss in method.losses if math.isfinite(loss)]
     if not losses or not math.isfinite(base):
         return False
     low, high = min(losses), max(losses)
-    return low == high or low - base <= _FAR * (high - low) >= base - high
+    return low == high or low - base <= _MAX_DISTANCE * (high - low) >= base - high
 
 
 def _rivals(
     target: TargetComparison, measured: Sequence[MethodRow], reference: str
 ) -> list[tuple[MethodRow, Interval]]:
-    """The reference and the second best method, each with the best's difference to it."""
+    """Return the reference and the second best method, with the best one's difference to each."""
     if not measured:
         return []
     best, *others = measured
@@ -77,7 +77,7 @@ def _rivals(
 
 
 def _unequal(methods: Sequence[MethodRow]) -> tuple[MethodRow, MethodRow] | None:
-    """The methods trained on the fewest and on the most tokens, where that differs."""
+    """Return the methods trained on the fewest and the most tokens, or None if they are equal."""
     fewest = min(methods, key=lambda method: method.train_tokens)
     most = max(methods, key=lambda method: method.train_tokens)
     return (fewest, most) if fewest.train_tokens < (1 - _UNEQUAL) * most.train_tokens else None

@@ -1,7 +1,6 @@
-"""HTML pages that need no network, scripts or other files; and how they show texts and numbers.
+"""Renders HTML pages that need no network, scripts or other files; formats texts and numbers.
 
-`render_page` fills one of the templates beside this file. Every text printed there is cleaned, cut
-and escaped.
+`render_page` fills a template from the folder `templates`, which cleans, cuts and escapes texts.
 """
 
 import math
@@ -12,13 +11,13 @@ import jinja2
 from markupsafe import Markup
 
 DASH = "\u2013"
-TEXT_CHARACTERS = 3_000  # of any one text, at most
+TEXT_CHARACTERS = 3_000  # longest text on a page
 _REPLACED = "\ufffd"
-_JOINERS = "\u200c\u200d\u00ad"  # format characters that ordinary text needs
+_JOINERS = "\u200c\u200d\u00ad"  # invisible characters that ordinary text needs
 
 
 def render_page(template: str, **values: object) -> str:
-    """The page that a template makes of the values."""
+    """Return the page that a template makes from the values."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -41,10 +40,10 @@ def _finalize(value: object) -> object:
 
 
 def clean(text: object, limit: int = 300) -> str:
-    """Text as a page can show it: cut to `limit` characters, without control characters.
+    """Return text cut to `limit` characters, without control characters.
 
     Control characters, surrogates and direction overrides become U+FFFD; line ends become
-    newlines. A long text that was cut says how long it was.
+    newlines. A cut text of 200 characters or more ends with its full length.
     """
     whole = str(text)
     kept = whole[:limit].replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
@@ -61,27 +60,32 @@ def _printable(character: str) -> bool:
 
 
 def count(value: int | None) -> str:
+    """Return a count with thousands separators; a dash for None."""
     return DASH if value is None else f"{value:,}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with that many decimals; a dash if it is None or not finite."""
     if value is None or not math.isfinite(value):
         return DASH
     return f"{value:,.{digits}f}".replace("-", "\u2212")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
+    """Return a number as `number` does, with a plus sign if it is positive."""
     return ("+" if value is not None and value > 0 else "") + number(value, digits)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share in [0, 1] as a percentage, such as 95%."""
     if value is not None and 0 < value < 0.0005:
-        return "<0.1\u202f%"
+        return "<0.1%"
     shown = number(None if value is None else 100 * value, digits)
-    return shown if shown == DASH else f"{shown}\u202f%"
+    return shown if shown == DASH else f"{shown}%"
 
 
 def duration(seconds: float) -> str:
+    """Return a time, such as 2 h 01 min."""
     if not seconds >= 60:
         return f"{number(seconds, 1)} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -90,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def size(value: float) -> str:
-    """A number of bytes."""
+    """Return a number of bytes with its unit, such as 32.8 MB."""
     units = ["B", "kB", "MB", "GB", "TB"]
     power = min(int(math.log10(max(value, 1))) // 3, len(units) - 1)
     return f"{value / 1000**power:.{min(power, 1)}f}\u202f{units[power]}"

@@ -1,170 +1,33 @@
 """The report of one run: a single HTML page that needs no network, scripts or other files.
 
-`render` turns plain records (below) into the page; `own_share` says how much a selection
-favors the target's own sources. The page is `report.html.j2`; the drawings, and the map of
-the pool's gradients, are in `charts`.
+`render` fills the template `report.html.j2` with records of `views` and drawings of `charts`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
 
 from markupsafe import Markup
 
 from g2is_ray.report import charts
-from g2is_ray.report.charts import MapPoints as MapPoints
-from g2is_ray.report.charts import map_points as map_points
 from g2is_ray.report.pages import DASH, clean, number, render_page
+from g2is_ray.report.pool_map import MapPoints
+from g2is_ray.report.views import ModelScore, PickView, RunView, SelectionView, TargetView
 from g2is_ray.selection.lift import own_share, share_of
 
-NO_COLOR = "c7"  # of picks without a component
-SHOWN_PICKS = 20  # picks listed with their text
-SHOWN_SOURCES = 18  # sources charted one by one
-SHOWN_MARKS = 1_500  # picks drawn in one chart
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelScore:
-    """One row of the evaluation table: a model on the target's test rows."""
-
-    name: str
-    """Shown as given; several seeds of one model share a name."""
-    role: str
-    """"base" (not tuned), "selection" (tuned on the main selection) or "baseline"."""
-    examples: int | None
-    """Rows tuned on."""
-    steps: int | None
-    """Optimizer steps."""
-    train_tokens: int | None
-    """Supervised tokens trained on, over all epochs."""
-    seed: int | None
-    loss: float
-    """Mean negative log-likelihood per supervised token."""
-    test_tokens: int
-    exact_match: float | None
-    """Share in [0, 1]; None when the rows carry no answer."""
-    exact_match_rows: int
-    cut_replies: int = 0
-    """Replies that reached max_new_tokens before their turn's end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComponentRow:
-    """One principal component of the target's gradients and what the walk found for it."""
-
-    index: int
-    """Shown as given; picks refer to it."""
-    target: str = ""
-    """Whose component it is, in a selection for several targets."""
-    weight: float
-    explained_variance_ratio: float
-    budget: int
-    selected: int
-    anchors: int
-    neighbors: int
-    fallbacks: int
-    conflicting: int = 0
-    """Nearer neighbors that were passed over, as is the next; see `walk.PassedOver`."""
-    inconsistent: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """One selected example; ranks and components are shown as given, so count them from 1."""
-
-    rank: int
-    row: int
-    """Row of the pool."""
-    id: str
-    component: int | None
-    """None where the procedure has no components."""
-    step: str
-    """"anchor", "neighbor" or "fallback"; any other word is shown as it is."""
-    similarity: float
-    """Cosine: to the component (anchor, fallback) or to the previous pick (neighbor); the score
-    of any other step, NaN where there is none."""
-    group: str
-    """Source of the row."""
-    text: str = ""
-    """Prompt; only the first picks need it."""
-    answer: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionView:
-    """One selection of a target: the main one or one to compare it with."""
-
-    name: str
-    title: str
-    settings: Mapping[str, object]
-    budget: int
-    unit: str = "rows"
-    """What the budget, also of components, is counted in."""
-    components: Sequence[ComponentRow]
-    picks: Sequence[Pick]
-    """All picks in the order they were made."""
-    selected_groups: Mapping[str, int]
-    """Selected rows of each source."""
-    like_tests: int = 0
-    """Selected rows that are like test rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetView:
-    """A target with its selections and the evaluation of the models tuned on them."""
-
-    name: str
-    rows: int
-    test_rows: int
-    groups: Mapping[str, int]
-    """Rows of each source in the target."""
-    overlap: Sequence[str] = ()
-    """Sentences on test rows in the pool and among target rows."""
-    main: SelectionView
-    others: Sequence[SelectionView] = ()
-    scores: Sequence[ModelScore] = ()
-
-
-class Timing(NamedTuple):
-    """Wall-clock seconds of one stage."""
-
-    stage: str
-    seconds: float
-    parts: int
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunView:
-    """What was run, on what, and how long it took."""
-
-    model: str
-    workspace: str
-    version: str
-    created: str
-    machine: str
-    pool_rows: int
-    rejected_rows: int
-    truncated_rows: int
-    invalid_rows: int
-    pool_groups: Mapping[str, int]
-    settings: Mapping[str, Mapping[str, object]]
-    """Settings by stage."""
-    timings: Sequence[Timing | tuple[str, float, int, str]] = ()
-    graph: Mapping[str, object] = field(default_factory=dict)
-    command: str = ""
-    comparisons: Sequence[int] = ()
-    """Budgets, in supervised tokens, of the comparisons to link to."""
+NO_COLOR = "c7"  # CSS class of picks without a component
+SHOWN_PICKS = 20  # picks that the page lists with their texts
+SHOWN_SOURCES = 18  # sources that the chart shows one by one
+SHOWN_MARKS = 1_500  # picks that one chart draws
 
 
 def render(run: RunView, targets: Sequence[TargetView], points: MapPoints | None) -> str:
-    """The report as one HTML page; every text of the data is cleaned, cut and escaped.
+    """Return the report as one HTML page; all data is cleaned, cut and escaped.
 
     Args:
-        run: what was run.
-        targets: one section each.
+        run: the run that the page reports.
+        targets: the targets, each of which gets a section.
         points: the map of the pool; None leaves the maps out.
     """
     sections = [_section(run, target, points) for target in targets]
@@ -179,7 +42,7 @@ def render(run: RunView, targets: Sequence[TargetView], points: MapPoints | None
 
 
 def _section(run: RunView, target: TargetView, points: MapPoints | None) -> dict[str, object]:
-    """Everything the template shows of one target."""
+    """Return all that the template shows for one target."""
     main, selections = target.main, [target.main, *target.others]
     own = {name for name, rows in target.groups.items() if rows > 0}
     losses = {
@@ -206,14 +69,14 @@ def _section(run: RunView, target: TargetView, points: MapPoints | None) -> dict
 
 
 def _of_role(scores: Iterable[ModelScore], role: str) -> list[ModelScore]:
-    """Scores of a role; "random" is every baseline whose name starts so."""
+    """Return the scores of a role; "random" is every baseline whose name starts with it."""
     if role == "random":
         return [s for s in scores if s.role == "baseline" and s.name.startswith("random")]
     return [s for s in scores if s.role == role]
 
 
 def _tokens(scores: Sequence[ModelScore]) -> tuple[float, float] | None:
-    """Mean supervised tokens of selection and random when they differ by more than 10 %."""
+    """Return mean supervised tokens of selection and random if they differ by over 10%."""
     means = []
     for role in ("selection", "random"):
         tokens = [s.train_tokens for s in _of_role(scores, role) if s.train_tokens is not None]
@@ -241,7 +104,7 @@ def _colors(selection: SelectionView) -> dict[int | None, str]:
 
 
 def _maps(target: TargetView, own: set[str], points: MapPoints | None) -> list[dict[str, object]]:
-    """The map with the main selection, then small ones with up to three others."""
+    """Return the map with the main selection, then small maps with up to three baselines."""
     if points is None or not len(points.rows):
         return []
     places = {int(row): place for place, row in enumerate(points.rows)}
@@ -259,22 +122,22 @@ def _maps(target: TargetView, own: set[str], points: MapPoints | None) -> list[d
             for pick in _thin(found)
         ]
         label = f"Map of {len(places):,} pool examples with {len(found):,} selected ones"
-        drawn = charts.gradient_map(
+        drawn = charts.draw_map(
             points.xy, points.groups, own, marks, label, 640 if large else 300, large
         )
         maps.append({"svg": drawn, "title": selection.title, "found": len(found), "of": selection})
     return maps
 
 
-def _thin(picks: Sequence[Pick]) -> list[Pick]:
-    """At most about SHOWN_MARKS picks: every n-th, and anchors at a finer stride."""
+def _thin(picks: Sequence[PickView]) -> list[PickView]:
+    """Return at most about SHOWN_MARKS picks: every n-th, and more of the anchors."""
     stride = max(1, math.ceil(len(picks) / SHOWN_MARKS))
     anchors = [i for i, pick in enumerate(picks) if pick.step == "anchor"]
     kept = {*range(0, len(picks), stride), *anchors[:: max(1, math.ceil(len(anchors) / 300))]}
     return [picks[i] for i in sorted(kept)]
 
 
-def _tooltip(pick: Pick) -> str:
+def _tooltip(pick: PickView) -> str:
     of = ", score" if pick.component is None else f", component {pick.component}, cos"
     kind, group = clean(pick.step, 40), clean(pick.group, 60)
     return f"#{pick.rank} {kind}{of} {number(pick.similarity, 2)}, {group}, row {pick.row}"
@@ -296,8 +159,8 @@ def _walk_points(selection: SelectionView) -> list[charts.WalkPoint]:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Shares of one source: of the pool, of the main selection, of each other selection."""
+class _SourceShares:
+    """Shares of one source in the pool, the main selection and each baseline."""
 
     name: str
     own: bool
@@ -310,23 +173,23 @@ class _Source:
 
 def _sources(
     pool: Mapping[str, int], selections: Sequence[SelectionView], own: set[str]
-) -> list[tuple[_Source, Markup]]:
-    """Share of each source before and after with its bars, sorted by lift, small ones folded."""
+) -> list[tuple[_SourceShares, Markup]]:
+    """Return the shares of each source and their bars, by lift; small sources share a row."""
     groups = [pool, *(selection.selected_groups for selection in selections)]
     totals = [sum(group.values()) or 1 for group in groups]
     sources = [
-        _Source(
+        _SourceShares(
             name, name in own, [g.get(name, 0) / t for g, t in zip(groups, totals, strict=True)]
         )
         for name in {name for group in groups for name in group}
     ]
     sources.sort(key=lambda source: (not source.own, -max(source.shares[:2]), source.name))
-    fold_at = SHOWN_SOURCES if len(sources) > SHOWN_SOURCES + 1 else len(sources)
-    folded = [source.shares for source in sources[fold_at:]]
-    rows = sorted(sources[:fold_at], key=lambda row: (row.lift is None, -(row.lift or 0)))
-    if folded:
-        sums = [sum(column) for column in zip(*folded, strict=True)]
-        rows.append(_Source(f"{len(folded)} smaller sources", False, sums))
+    shown = SHOWN_SOURCES if len(sources) > SHOWN_SOURCES + 1 else len(sources)
+    smaller = [source.shares for source in sources[shown:]]
+    rows = sorted(sources[:shown], key=lambda row: (row.lift is None, -(row.lift or 0)))
+    if smaller:
+        sums = [sum(column) for column in zip(*smaller, strict=True)]
+        rows.append(_SourceShares(f"{len(smaller)} smaller sources", False, sums))
     top = max((max(row.shares) for row in rows), default=0.0)
     classes = ["pool", "main", *(charts.other_color(place) for place in range(len(selections) - 1))]
     label = "shares before and after"
@@ -358,9 +221,9 @@ def _mean(values: Iterable[float]) -> float | None:
     return fmean(finite) if finite else None
 
 
-def _reasons(picks: Sequence[Pick]) -> list[tuple[Pick, str]]:
-    """The first picks, each with the reason it was taken, in plain words."""
-    reasons: list[tuple[Pick, str]] = []
+def _reasons(picks: Sequence[PickView]) -> list[tuple[PickView, str]]:
+    """Return the first picks, each with the reason for it in words."""
+    reasons: list[tuple[PickView, str]] = []
     last: dict[int | None, int] = {}
     for pick in picks[:SHOWN_PICKS]:
         cosine = f"(cos {number(pick.similarity, 2)})"

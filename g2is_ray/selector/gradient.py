@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from g2is_ray.features.arrays import normalize
+from g2is_ray.features.vectors import normalize
 from g2is_ray.selector.interface import Choice, Pool, Selector, Target, best_first, round_robin
 from g2is_ray.selector.knowledge import core_knowledge
 

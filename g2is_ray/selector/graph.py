@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from g2is_ray.selector.gradient import Less
 from g2is_ray.selector.interface import Choice, Pool, Selector, Target, descending
@@ -111,6 +110,8 @@ def similarity_graph(pool: Pool) -> Any:
 
     Two rows are linked if either is a neighbor of the other.
     """
+    from scipy import sparse
+
     neighbors = np.asarray(pool.neighbors)
     rows = np.arange(len(neighbors), dtype=neighbors.dtype)
     near = np.column_stack([rows, neighbors])

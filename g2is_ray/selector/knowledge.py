@@ -11,8 +11,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.utils.extmath import svd_flip
 
 from g2is_ray.errors import InputError
 
@@ -62,9 +60,13 @@ def core_knowledge(
             f"the target has {len(target)} usable rows, but {pca} components need at least {least}"
         )
     if pca == "centered":
+        from sklearn.decomposition import PCA
+
         model = PCA(svd_solver="full").fit(target)
         components, ratios = model.components_, model.explained_variance_ratio_
     else:
+        from sklearn.utils.extmath import svd_flip
+
         u, scale, components = np.linalg.svd(target, full_matrices=False)
         _, components = svd_flip(u, components, u_based_decision=False)
         ratios = np.square(scale) / max(np.square(scale).sum(), np.finfo(np.float64).tiny)

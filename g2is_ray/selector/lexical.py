@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from g2is_ray.errors import InputError
 from g2is_ray.selector.interface import Choice, Pool, Selector, Target, round_robin
@@ -28,6 +27,8 @@ class Tfidf(Selector):
     step = "turn"
 
     def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         vectorizer = TfidfVectorizer(dtype=np.float32)
         rows = _fit(vectorizer, pool)  # [n, words]
         scores = (vectorizer.transform(target.texts) @ rows.T).toarray()
@@ -47,6 +48,8 @@ class Bm25(Selector):
     b: ClassVar[float] = 0.75
 
     def picks(self, pool: Pool, target: Target, products: NDArray[np.float32]) -> Iterator[Choice]:
+        from sklearn.feature_extraction.text import CountVectorizer
+
         vectorizer = CountVectorizer(dtype=np.float32)
         rows = _fit(vectorizer, pool)  # [n, words], counts
         lengths = np.asarray(rows.sum(axis=1)).ravel()

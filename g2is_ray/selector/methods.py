@@ -141,14 +141,18 @@ MethodText = Annotated[str, AfterValidator(_check_method)]
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class ComparisonSettings:
+    """Baselines"""
+
     baselines: tuple[MethodText, ...] = ("random",)
-    """What the selection is compared with: paper, the walk as published; any that selector takes;
-    or NAME=SELECTOR,SETTING=VALUE,… with settings of graph and walk of its own. Each is selected,
-    tuned and measured the same way; all but walks spend as much as the selection did."""
+    """Baselines to compare the selection with: paper, which is the walk as published; any selector;
+    or NAME=SELECTOR,SETTING=VALUE,… with other settings of graph and walk. Each baseline is
+    selected, tuned and measured like the selection; all except walks spend as much as it."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class CompareSettings:
+    """Comparison"""
+
     methods: Annotated[tuple[MethodText, ...], Field(min_length=1)] = (
         "random",
         "tfidf",
@@ -157,14 +161,14 @@ class CompareSettings:
         "walk",
         "paper",
     )
-    """What is compared, each written as for baselines. All spend the same number of supervised
-    tokens, in the same number of optimizer steps."""
+    """Methods to compare, each written as for baselines. All spend the same number of supervised
+    tokens in the same number of optimizer steps."""
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**32)], ...],
         Field(min_length=1),
         AfterValidator(_check_distinct),
     ] = (0, 1, 2)
-    """Seeds that each method is tuned with, one after another: they decide how the adapter begins
-    and the order of its rows, and what random draws. Time grows with their number."""
+    """Seeds to tune each method with. A seed decides the adapter's initial weights, the order of
+    the rows, and the rows that random draws. Time grows with the number of seeds."""
     reference: str = "random"
-    """Method that the others' differences are shown to."""
+    """Method that all other methods are compared with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -61,6 +62,17 @@ def find(name: str) -> type[Selector]:
     return _load(name) if is_own(name) else _CLASSES[name]
 
 
+_GIVEN: dict[str, type[Selector]] = {}
+"""Classes that a Python program gave as such, by the name that a setting has for them."""
+
+
+def name_of(selector: type[Selector]) -> str:
+    """The name MODULE:CLASS of a class, which is found under it from now on."""
+    name = f"{selector.__module__}:{selector.__name__}"
+    _GIVEN[name] = selector
+    return name
+
+
 def reads_of(name: str) -> frozenset[Reads]:
     """What a selector reads; a user's own, whose code is not run for this, all but embeddings."""
     if is_own(name):
@@ -86,19 +98,29 @@ def needs_graph(reads: Collection[Reads], settings: GraphSettings) -> bool:
 
 
 def source_hash(selector: type[Selector]) -> str:
-    """SHA-256 of the file that holds a user's selector; of what it imports, nothing is known."""
-    return hashlib.sha256(Path(inspect.getfile(selector)).read_bytes()).hexdigest()
+    """SHA-256 of the file that holds a user's selector, or of its methods in a notebook.
+
+    Changes of modules that the selector imports are not noticed.
+
+    Raises:
+        InputError: the source is not known.
+    """
+    with contextlib.suppress(OSError, TypeError):
+        return hashlib.sha256(Path(inspect.getfile(selector)).read_bytes()).hexdigest()
+    try:  # the class has no file
+        methods = [one for one in vars(selector).values() if inspect.isfunction(one)]
+        text = "".join(inspect.getsource(one) for one in methods)
+    except (OSError, TypeError):
+        raise InputError(
+            f"selector {selector.__name__}: its source code is not known, so later changes could "
+            "not be noticed: define the class in a file or a notebook"
+        ) from None
+    return hashlib.sha256(f"{sorted(selector.reads)}{selector.step}{text}".encode()).hexdigest()
 
 
 def _load(name: str) -> type[Selector]:
     place, _, class_name = name.rpartition(":")
-    log.warning("selector %s: runs the code of %s", name, place)
-    try:
-        module = _file_module(place) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        raise InputError(f"selector {name}: {place} cannot be imported: {why}") from error
-    found = getattr(module, class_name, None)
+    found = _GIVEN[name] if name in _GIVEN else getattr(_module(name, place), class_name, None)
     if not (inspect.isclass(found) and issubclass(found, Selector)):
         raise InputError(
             f"selector {name}: {place} has no class {class_name} that derives from "
@@ -117,6 +139,15 @@ def _load(name: str) -> type[Selector]:
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise InputError(f"selector {name}: {class_name} does not define {missing}")
     return found
+
+
+def _module(selector: str, place: str) -> ModuleType:
+    log.warning("selector %s: runs the code of %s", selector, place)
+    try:
+        return _file_module(place) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"selector {selector}: {place} cannot be imported: {why}") from error
 
 
 def _file_module(path: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Whether an adapter's base model is the workspace's, by name and by content."""
+"""Checks that an adapter's base model is the workspace's model, by name and by content."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 
 from g2is_ray.errors import InputError
 
-_CACHED = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]+)")  # in the hub's local cache
+_CACHED = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]+)")  # paths in the hub's local cache
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def require_same(file: Path, adapter: Mapping[str, Any], model: str, config: Any) -> None:
-    """Refuse an adapter whose configuration says that it was trained on another base model.
+    """Refuse an adapter whose configuration names another base model.
 
     Folders are compared by their weights. A name is compared by its last part, because mirrors
-    and local copies keep that; the loss on a few rows has to tell the others.
+    and local copies keep that part; other differences show in the loss on a few rows
+    (`imported.measure`).
 
     Args:
-        file: the adapter's configuration, to name.
-        adapter: its content.
+        file: the adapter's configuration file, for the message.
+        adapter: content of `file`.
         model: the workspace's model: a name, or a local folder.
-        config: of that model, as transformers loads it.
+        config: configuration of `model`, as transformers loads it.
 
     Raises:
         InputError: names both models.
@@ -34,7 +35,7 @@ def require_same(file: Path, adapter: Mapping[str, Any], model: str, config: Any
         return
     if Path(base).is_dir() and Path(model).is_dir():
         if not _same_weights(Path(base), Path(model)):
-            raise _refusal(file, base, model, "whose weights are others")
+            raise _refusal(file, base, model, "with different weights")
         return
     if _last_part(base) != _last_part(model):
         raise _refusal(file, base, model, "")
@@ -45,8 +46,8 @@ def _refusal(file: Path, base: str, model: str, which: str) -> InputError:
     return InputError(
         f"{file}: the adapter was trained on {base}, but the model here is {model}"
         + (f", {which}" if which else "")
-        + f"; give the model that it was trained on, or, if {model} has the same weights, write "
-        "that name as base_model_name_or_path"
+        + f"; give the model that the adapter was trained on, or, if {model} has the same weights, "
+        "write that name as base_model_name_or_path"
     )
 
 
@@ -57,28 +58,31 @@ def _last_part(name: str) -> str:
 
 
 def _require_revision(file: Path, revision: Any, model: str, config: Any) -> None:
-    """A revision other than `main` is of other weights, so the model's is to be known."""
+    """Refuse a model that is not known to be of the adapter's revision, unless that is `main`."""
     if not revision or revision == "main":
         return
     cached = _CACHED.search(model)
     ours = cached[2] if cached else getattr(config, "_commit_hash", None)
-    if Path(model).is_dir() and not cached:  # a copy, of whatever revision
+    if Path(model).is_dir() and not cached:  # a copy, whose revision is unknown
         return
     if not ours or not str(ours).startswith(str(revision)):
         raise InputError(
             f"{file}: the adapter was trained on revision {revision}, but the model here is "
-            f"{model} at {ours or 'its main revision'}; download that revision, and give its "
+            f"{model} at {ours or 'its main revision'}; download revision {revision}, and give its "
             "folder as model"
         )
 
 
 def _same_weights(one: Path, other: Path) -> bool:
-    """Whether two model folders hold the same weight files, byte for byte."""
+    """Return whether two model folders hold the same weight files, byte for byte."""
     if one.resolve() == other.resolve():
         return True
-    held = [{f.name: f for p in _WEIGHTS for f in folder.glob(p)} for folder in (one, other)]
-    if not any(held):
+    first, second = (
+        {file.name: file for pattern in _WEIGHTS for file in folder.glob(pattern)}
+        for folder in (one, other)
+    )
+    if not first and not second:
         return _last_part(str(one)) == _last_part(str(other))
-    if held[0].keys() != held[1].keys():
+    if first.keys() != second.keys():
         return False
-    return all(filecmp.cmp(file, held[1][name], shallow=False) for name, file in held[0].items())
+    return all(filecmp.cmp(file, second[name], shallow=False) for name, file in first.items())

@@ -1,4 +1,4 @@
-"""Greedy replies of a causal LM: what a loop over one prompt without padding would write.
+"""Greedy replies of a causal LM, equal to those of a loop over one prompt without padding.
 
 Shapes: b prompts, t tokens, k steps, v vocabulary.
 """
@@ -21,38 +21,38 @@ from g2is_ray.errors import InputError
 from g2is_ray.models.batches import batches_by_length
 from g2is_ray.models.rope import regimes
 
-_PROBE_TOKENS = (2, 64)  # of a prompt, that the ways to decode are compared on
+_PROBE_TOKENS = (2, 64)  # lengths of the prompts on which the ways to decode are compared
 _PROBE_STEPS = 3
-_TOLERANCE = 1e-3  # relative, between logits with and without a cache; rounding stays below it
+_TOLERANCE = 1e-3  # relative difference of logits with and without a cache; rounding is smaller
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")  # names of learned position embeddings
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote after a prompt, up to the end of its turn."""
+    """The text that a model wrote after a prompt, up to the end of its turn."""
 
     text: str
-    cut: bool  # there was no room left to end the turn
+    cut: bool  # the reply reached its longest length before the turn ended
 
 
 _Way = Literal["padded", "of one length", "alone", "plain"]
 _Write = Callable[[Sequence[list[int]], int], list[list[int]]]
 _WAYS: tuple[_Way, ...] = ("padded", "of one length", "alone", "plain")
-"""Which prompts are decoded together, from fast to slow; `plain` is the loop without a cache."""
+"""How prompts are batched when decoding, from fast to slow; `plain` is a loop without a cache."""
 
 
 class GreedyWriter:
-    """Writes replies by argmax, whatever the model's own generation settings say.
+    """Writes replies by argmax; ignores the model's generation settings.
 
     Some models let padding into their states, rotary scalings may depend on the longest prompt
     of a batch, and some caches are wrong. The writer therefore computes a few tokens in each way,
-    and takes the fastest way that agrees with the plain loop.
+    and uses the fastest way that agrees with the plain loop.
 
     Args:
         model: a transformers causal LM in evaluation mode, with an adapter or without.
-        encoder: tells how the chat template ends a turn.
-        max_new_tokens: longest reply.
-        token_budget: of a batch: longest prompt and reply x prompts.
+        encoder: knows how the chat template ends a turn.
+        max_new_tokens: longest reply in tokens.
+        token_budget: tokens of a batch (longest prompt and reply x prompts).
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GreedyWriter:
 
     @torch.no_grad()
     def replies(self, prompts: Sequence[list[int]]) -> list[Reply]:
-        """One reply per prompt, in their order."""
+        """Return one reply per prompt, in the order of the prompts."""
         written = {i: Reply("", cut=True) for i in range(len(prompts))}
         if fitting := [prompt for prompt in prompts if len(prompt) < self._positions]:
             way = self._way(fitting)
@@ -86,24 +86,24 @@ class GreedyWriter:
     def _batches(
         self, prompts: Sequence[list[int]], way: _Way
     ) -> Iterator[tuple[_Write, int, list[int]]]:
-        """How to decode, new tokens that there is room for, and prompts to decode together."""
+        """Yield a function that decodes, its limit of new tokens, and the prompts of a batch."""
         groups = defaultdict(list)
         for i, prompt in enumerate(prompts):
             room = min(self._max_new_tokens, self._positions - len(prompt))
             first, last = (self._regimes.of(n) for n in (len(prompt), len(prompt) + room))
-            # A cache would keep keys of the rotary scaling that the longer text no longer has.
-            own = "plain" if first != last else way
-            together = {"padded": 0, "of one length": len(prompt)}.get(own, -1 - i)
+            # A cache keeps keys of the first rotary scaling, which the longer text does not have.
+            its_way = "plain" if first != last else way
+            together = {"padded": 0, "of one length": len(prompt)}.get(its_way, -1 - i)
             if room > 0:
-                groups[own, room, first, together].append(i)
-        for (own, room, *_), members in groups.items():
-            write = self._plain if own == "plain" else self._fast
+                groups[its_way, room, first, together].append(i)
+        for (its_way, room, *_), members in groups.items():
+            write = self._plain if its_way == "plain" else self._fast
             lengths = [len(prompts[i]) + room for i in members]
             for batch in batches_by_length(lengths, self._token_budget):
                 yield write, room, [members[j] for j in batch]
 
     def _fast(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
-        """New tokens of each prompt; what follows the end of a turn is padding."""
+        """Return new tokens of each prompt; padding follows the end of a turn."""
         width = max(map(len, prompts))
         ends = sorted(self._end_ids) or None
         written_bt = self._generate(prompts, width, max_new_tokens=room, eos_token_id=ends)
@@ -111,12 +111,12 @@ class GreedyWriter:
         return new_bk
 
     def _generate(self, prompts: Sequence[list[int]], width: int, **options: Any) -> Any:
-        """What transformers generates by argmax after prompts padded on the left."""
+        """Let transformers generate by argmax after prompts padded on the left."""
         ids_bt = torch.tensor([[self._pad_id] * (width - len(p)) + p for p in prompts])
         mask_bt = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         config = GenerationConfig(do_sample=False, pad_token_id=self._pad_id, **options)
         before = self._lm.generation_config
-        self._lm.generation_config = config  # else what `config` leaves open is taken from there
+        self._lm.generation_config = config  # else it fills in what `config` leaves open
         try:
             return self._lm.generate(
                 input_ids=ids_bt.to(self._lm.device),
@@ -127,7 +127,7 @@ class GreedyWriter:
             self._lm.generation_config = before
 
     def _plain(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
-        """New tokens of the only prompt."""
+        """Return the new tokens of the only prompt."""
         new: list[int] = []
         for logits_v in itertools.islice(self._plain_logits(prompts[0]), room):
             new.append(int(logits_v.argmax()))
@@ -136,7 +136,7 @@ class GreedyWriter:
         return [new]
 
     def _plain_logits(self, prompt: list[int]) -> Iterator[torch.Tensor]:
-        """Logits [v] of one token after another, the whole text computed for each."""
+        """Yield the logits [v] of each next token; every step computes the whole text."""
         ids = list(prompt)
         while True:
             ids_bt = torch.tensor([ids], device=self._lm.device)
@@ -145,14 +145,14 @@ class GreedyWriter:
             ids.append(int(output.logits[0, -1].argmax()))
 
     def _way(self, prompts: Sequence[list[int]]) -> _Way:
-        """The fastest way to decode that gives the plain loop's logits.
+        """Return the fastest way to decode that gives the logits of the plain loop.
 
-        Compared on two beginnings of a prompt, beside a text as long as the longest prompt and
-        its reply: padding shows the more in a state the less follows it, and another rotary
-        scaling the more the more text there is.
+        Two beginnings of a prompt are decoded, each in a batch with a text as long as the longest
+        prompt and its reply. Padding shows most in the states of a short prompt, and another rotary
+        scaling shows most with a long text.
         """
         shortest, longest = min(prompts, key=len), max(prompts, key=len)
-        most = self._positions - _PROBE_STEPS  # of a text, so that the steps have positions
+        most = self._positions - _PROBE_STEPS  # longest text that leaves positions for the steps
         starts = [shortest[: min(count, most)] for count in _PROBE_TOKENS]
         width = max(min(len(longest) + self._max_new_tokens, most), *map(len, starts))
         text = [*itertools.islice(itertools.cycle(longest), width)]
@@ -164,15 +164,18 @@ class GreedyWriter:
         noise = _difference(self._fast_logits([start]), plain_kv)
         if not noise <= max(_TOLERANCE, 4 * self._rounding):
             return "plain"
-        beside: dict[_Way, list[int]] = {"padded": text, "of one length": text[-len(start) :]}
-        for way, other in beside.items():
+        batch_mates: dict[_Way, list[int]] = {
+            "padded": text,
+            "of one length": text[-len(start) :],
+        }
+        for way, other in batch_mates.items():
             error = _difference(self._fast_logits([start, other]), plain_kv)
             if error <= max(10 * noise, self._rounding):
                 return way
         return "alone"
 
     def _fast_logits(self, prompts: Sequence[list[int]]) -> torch.Tensor:
-        """Logits [k, v] of the first steps after the first prompt; NaN if that cannot be done."""
+        """Return logits [k, v] of the first steps after the first prompt; NaN if it fails."""
         try:
             output = self._generate(
                 *(prompts, max(map(len, prompts))),
@@ -181,7 +184,7 @@ class GreedyWriter:
                 return_dict_in_generate=True,
             )
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
-            return torch.full((_PROBE_STEPS, 1), torch.nan)  # caches of some models do not work
+            return torch.full((_PROBE_STEPS, 1), torch.nan)  # some models' caches fail
         return torch.stack([logits_bv[0] for logits_bv in output.logits])
 
     def _reply(self, ids: list[int]) -> Reply:
@@ -197,12 +200,12 @@ class GreedyWriter:
 
 
 def _difference(found_kv: torch.Tensor, wanted_kv: torch.Tensor) -> float:
-    """Largest relative difference of a step's logits, up to a step that chose another token."""
+    """Return the largest relative difference of logits, up to a step with another argmax."""
     largest = 0.0
     for found_v, wanted_v in zip(found_kv.float(), wanted_kv.float(), strict=True):
         found_v, wanted_v = found_v.cpu() - found_v.mean(), wanted_v.cpu() - wanted_v.mean()
         error = float((found_v - wanted_v).norm() / wanted_v.norm())
-        if not error <= largest:  # also where it is NaN
+        if not error <= largest:  # also if it is NaN
             largest = error
         if found_v.argmax() != wanted_v.argmax():
             break
@@ -210,7 +213,7 @@ def _difference(found_kv: torch.Tensor, wanted_kv: torch.Tensor) -> float:
 
 
 def _ends(lm: Any, encoder: ChatEncoder) -> tuple[set[int], list[int]]:
-    """Tokens that end a reply, and the tokens that close a turn if none of those is among them."""
+    """Return the token ids that end a reply, and the closing tokens if none of them is one."""
     tokenizer = encoder.tokenizer
     configs = (lm.generation_config, lm.config, lm.config.get_text_config(), tokenizer)
     found: set[int] = set()
@@ -224,18 +227,18 @@ def _ends(lm: Any, encoder: ChatEncoder) -> tuple[set[int], list[int]]:
 
 
 def end_of_turn(encoder: ChatEncoder) -> list[int]:
-    """Supervised tokens after an answer: what the chat template closes an assistant's turn with.
+    """Return the supervised tokens with which the chat template closes an assistant's turn.
 
-    Blanks before and after are left out. Empty where the template closes no turn, or has a place
-    for no conversation like those that are tried.
+    Blanks before and after are left out. The result is empty if the template closes no turn or
+    refuses the conversation that is tried.
     """
     pairs = zip(_turns(encoder, "yes"), _turns(encoder, "7"), strict=False)
     closings = [_common_end(yes, seven, encoder.tokenizer) for yes, seven in pairs]
-    return next(filter(None, reversed(closings)), [])  # the last turn's, if that is closed
+    return next(filter(None, reversed(closings)), [])  # of the last turn that is closed
 
 
 def _turns(encoder: ChatEncoder, answer: str) -> list[list[int]]:
-    """Supervised tokens of each turn of a conversation whose answers are all `answer`."""
+    """Return the supervised tokens of each turn of a conversation that answers `answer`."""
     question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": answer}
     try:
         encoded = encoder.encode([question, reply, question, reply])
@@ -254,7 +257,7 @@ def _common_end(first: list[int], second: list[int], tokenizer: Any) -> list[int
 
 
 def _learned_positions(lm: Any) -> int:
-    """Tokens that the model has learned position embeddings for; a huge number if it has none."""
+    """Return the number of learned position embeddings; a huge number if there are none."""
     sizes = [
         module.num_embeddings - getattr(module, "offset", 0)
         for name, module in lm.named_modules()

@@ -1,4 +1,4 @@
-"""Whether an imported adapter does on the workspace's model what it did in its training."""
+"""Checks that an imported adapter lowers the loss here as it did in its training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from g2is_ray.models.loss import SupervisedLoss
 from g2is_ray.workspace.layout import POOL, WARMUP
 from g2is_ray.workspace.workspace import Workspace
 
-LOSSES = "losses"  # name of the receipt in the stage of the warm-up
-_ROWS = 32  # of the pool, the first ones
-_WORSE = 1.02  # loss with the adapter by that without, above which it does harm
-_APART = 1.25  # loss by the logged one, or the other way round, above which they disagree
+LOSSES = "losses"  # name of the receipt in the stage `warmup`
+_ROWS = 32  # rows from the start of the pool that the loss is measured on
+_MAX_HARM = 1.02  # largest loss with the adapter / loss without it
+_MAX_RATIO = 1.25  # largest ratio of measured and logged loss, in either direction
 
 
 @torch.no_grad()
@@ -31,8 +31,8 @@ def measure(
 ) -> dict[str, Any]:
     """Write and return the receipt `losses` of the warm-up.
 
-    It holds `rows`, `tuned` and `base`: the mean loss per supervised token of the pool's first
-    rows, with the last checkpoint's adapter and without it.
+    The receipt holds `rows`, the number of rows measured from the start of the pool; `tuned`, their
+    mean loss per supervised token with the last checkpoint's adapter; and `base`, without it.
     """
     tokenizer = loading.load_tokenizer(settings)
     encoder = ChatEncoder(tokenizer, max_tokens=max_tokens, template_date=settings.template_date)
@@ -57,23 +57,23 @@ def _loss(model: Any, encoded: list[Encoded], pad_id: int, budget: int) -> float
 
 
 def doubt(losses: Mapping[str, Any], receipt: Mapping[str, Any], model: str) -> str:
-    """Why the adapter seems to be of another base model, or of other rows; empty if it does not.
+    """Return why the adapter seems trained on another base model or other rows, or "".
 
     Args:
         losses: the receipt that `measure` writes.
-        receipt: of the imported warm-up.
-        model: the workspace's.
+        receipt: the receipt of the imported warm-up.
+        model: name of the workspace's model.
     """
     logged, tuned, base = receipt.get("train_loss"), losses["tuned"], losses["base"]
-    harms = not tuned <= _WORSE * base
+    harms = not tuned <= _MAX_HARM * base
     known = logged is not None and logged > 0 and tuned > 0
-    apart = known and abs(math.log(tuned / logged)) > math.log(_APART)
+    apart = known and abs(math.log(tuned / logged)) > math.log(_MAX_RATIO)
     if not harms and not apart:
         return ""
-    said = f", and {logged:.3f} in its training's log" if logged is not None else ""
+    in_log = f", and {logged:.3f} in its training's log" if logged is not None else ""
     return (
         f"the imported adapter has a loss of {tuned:.3f} on {losses['rows']} rows of the pool, "
-        f"where the model without it has {base:.3f}{said}: make sure that its base, "
+        f"where the model without it has {base:.3f}{in_log}; make sure that its base, "
         f"{receipt.get('base') or 'which it does not name'}, is the model here, {model}, and that "
-        "it was trained on rows like these"
+        "it was trained on rows like those of the pool"
     )

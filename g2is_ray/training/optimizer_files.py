@@ -1,8 +1,8 @@
-"""AdamW's moments in the `optimizer.pt` of a Hugging Face Trainer.
+"""Reads AdamW's moments from the `optimizer.pt` of a Hugging Face Trainer.
 
-A state is kept by a parameter's number. Some optimizers write the parameters' names beside the
-numbers; else they are in the order of `named_parameters()`, which Trainer gives its optimizer the
-trainable ones in, and shapes tell most adapters apart.
+The file keys a state by the number of its parameter. Some optimizers also write the names of the
+parameters. Without names, numbers follow the trainable ones of `named_parameters()`, in whose order
+Trainer passes them to its optimizer; shapes then reveal most adapters that do not fit.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from peft import PeftModel
 from g2is_ray.errors import InputError
 from g2is_ray.models import loading
 
+_OTHERS = "they are of another adapter, or the training had more parameters than the adapter"
 _REMEDY = "train with optim='adamw_torch', or leave warmup_from out to warm up here"
-_BITSANDBYTES = "__bnb_optimizer_quant_state__"  # holds state1, … in its newer versions
-_RENAMED = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # bitsandbytes' names, and AdamW's
-
+_BITSANDBYTES = "__bnb_optimizer_quant_state__"  # newer bitsandbytes holds state1, … in it
+_RENAMED = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # from bitsandbytes' names to AdamW's
 _MOMENTS = {*_RENAMED, *_RENAMED.values()}
 
 State = dict[str, Any]
 
-_NUMBER: Any = np.float64(0).__reduce__()[0]  # what makes a number of a type and bytes
+_NUMBER: Any = np.float64(0).__reduce__()[0]  # builds a NumPy number from its type and bytes
 _TYPES = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u4", "u8", "?")]
-# What numpy's numbers are pickled with, under the names of numpy 1 and 2. Pure data: what a
-# number's bytes may be is checked by numpy.
+# Pickled NumPy numbers name these, in NumPy 1 and 2. They are safe to load: NumPy checks the bytes.
 _NUMPY: list[Any] = [
     (_NUMBER, "numpy.core.multiarray.scalar"),
     (_NUMBER, "numpy._core.multiarray.scalar"),
@@ -42,10 +41,15 @@ _NUMPY: list[Any] = [
 def read(
     file: Path, model: PeftModel, adapter: str = "default"
 ) -> tuple[loading.Moments, loading.Betas]:
-    """AdamW's moments of the LoRA parameters of `model`, and the decay rates they were made with.
+    """Return AdamW's moments m and v of the LoRA parameters of `model`, and AdamW's betas.
 
     Args:
-        adapter: name of the adapter in the training, which parameters' names hold.
+        file: `optimizer.pt`; no code from it is run.
+        model: the model with the adapter.
+        adapter: name of the adapter in the training, which is part of its parameters' names.
+
+    Returns:
+        The moments by parameter name, float32 in the shapes of the parameters, and (β1, β2).
 
     Raises:
         InputError: the file is damaged, of another optimizer or of another adapter; names the
@@ -67,17 +71,17 @@ def read(
     if count > len(shapes):
         raise InputError(
             f"{file}: has moments of {count} parameters, but the adapter has {len(shapes)}: "
-            "they are of another adapter, or other parameters were trained along with it"
+            f"{_OTHERS}"
         )
     moments = {name: (m.float(), v.float()) for name, (m, v) in moments.items()}
     return moments, _betas(file, groups)
 
 
 def _load(file: Path) -> tuple[dict[int, State], list[State]]:
-    """States by parameter number, with AdamW's names; and the groups that have parameters.
+    """Return states by parameter number, with AdamW's names, and the non-empty groups.
 
     Raises:
-        InputError: the file is no optimizer's, or another optimizer's than AdamW's.
+        InputError: the file does not hold the state of an optimizer, or of one other than AdamW.
     """
     try:
         with torch.serialization.safe_globals(_NUMPY):
@@ -98,11 +102,11 @@ def _load(file: Path) -> tuple[dict[int, State], list[State]]:
 
 
 def _refused_content(error: Exception) -> str:
-    """What a pickle holds beside tensors, without torch's advice to run it all the same."""
+    """Return why a pickle is refused, without torch's advice to load it unsafely."""
     _, found, rest = str(error).partition("Unsupported global: GLOBAL ")
     if found:
-        return f"holds {rest.split()[0]} beside tensors and numbers, which is not loaded"
-    return "cannot be read as tensors: it is damaged, or no optimizer's"
+        return f"holds {rest.split()[0]}, and only tensors and numbers are loaded"
+    return "cannot be read as tensors: it is damaged, or not the state of an optimizer"
 
 
 def _plain(state: State) -> State:
@@ -110,7 +114,7 @@ def _plain(state: State) -> State:
 
 
 def _require_numbers(groups: Sequence[State], states: Mapping[int, State]) -> None:
-    """Raise TypeError where a file of the right shape holds something else in its places."""
+    """Raise TypeError if parameter numbers, moments, betas or names are of a wrong type."""
     numbers = [number for group in groups for number in group["params"]]
     tensors = [v for state in states.values() for k, v in state.items() if k in _MOMENTS]
     if not all(isinstance(number, int) for number in numbers) or len({*numbers}) < len(numbers):
@@ -126,7 +130,7 @@ def _require_adamw(file: Path, states: Mapping[int, State], groups: Sequence[Sta
     keys = {key for state in states.values() for key in state}
     if "qmap1" in keys:
         raise InputError(
-            f"{file}: is of a bitsandbytes 8-bit optimizer, whose moments are quantized; {_REMEDY}"
+            f"{file}: is of a bitsandbytes 8-bit optimizer, which quantizes moments; {_REMEDY}"
         )
     if any(group.get("maximize") for group in groups):
         raise InputError(f"{file}: is of an optimizer that maximizes the loss; {_REMEDY}")
@@ -141,7 +145,7 @@ def _betas(file: Path, groups: Sequence[State]) -> loading.Betas:
     found = {tuple(float(beta) for beta in group.get("betas", loading.BETAS)) for group in groups}
     if len(found) > 1:
         raise InputError(
-            f"{file}: has other betas in one group of parameters than in another: "
+            f"{file}: betas differ between the groups of parameters: "
             f"{', '.join(map(str, sorted(found)))}; {_REMEDY}"
         )
     betas = next(iter(found), loading.BETAS)
@@ -150,7 +154,7 @@ def _betas(file: Path, groups: Sequence[State]) -> loading.Betas:
     return betas[0], betas[1]
 
 
-# ---- which number is which parameter -----------------------------------------
+# ---- parameter numbers -------------------------------------------------------
 
 
 def _numbers(
@@ -160,20 +164,20 @@ def _numbers(
     shapes: Mapping[str, torch.Size],
     adapter: str,
 ) -> dict[str, int]:
-    """The number of each parameter that has one."""
+    """Return the number of each parameter that has one, by name."""
     order = [number for group in groups for number in group["params"]]
     if any("param_names" in group for group in groups):
         names = [name for group in groups for name in group.get("param_names", ())]
         return _by_name(file, names, order, shapes, adapter)
     if len(groups) == 1:
-        return dict(zip(shapes, order, strict=False))  # the caller says what is missing
+        return dict(zip(shapes, order, strict=False))  # the caller names missing parameters
     if loraplus := _by_factor(groups, shapes):
         found = {name: states.get(number, {}).get("exp_avg") for name, number in loraplus.items()}
         if all(m is not None and m.shape == shapes[name] for name, m in found.items()):
             return loraplus
     raise InputError(
-        f"{file}: has the parameters in {len(groups)} groups without their names, where Trainer "
-        f"has a LoRA adapter's in one, so which is which is unknown; {_REMEDY}"
+        f"{file}: has the parameters in {len(groups)} groups without names, so their order is "
+        f"unknown: Trainer puts a LoRA adapter's parameters into one group; {_REMEDY}"
     )
 
 
@@ -190,14 +194,13 @@ def _by_name(
     strange = [name for name, short in zip(names, plain, strict=True) if short not in shapes]
     if strange:
         raise InputError(
-            f"{file}: has moments of {strange[0]}, which is no parameter of the adapter: "
-            "they are of another adapter, or other parameters were trained along with it"
+            f"{file}: has moments of {strange[0]}, which is no parameter of the adapter: {_OTHERS}"
         )
     return dict(zip(plain, order, strict=True))
 
 
 def _by_factor(groups: Sequence[State], shapes: Mapping[str, torch.Size]) -> dict[str, int] | None:
-    """LoRA+ has the A matrices in one group and the B matrices in the next, each in order."""
+    """Return the numbers as LoRA+ orders them, A in one group and B in the next, or None."""
     factors = [[name for name in shapes if f".lora_{factor}." in name] for factor in "AB"]
     if [len(group["params"]) for group in groups] != [len(names) for names in factors]:
         return None

@@ -1,6 +1,6 @@
-"""Checkpoint folders of a Hugging Face Trainer, taken in place of a warm-up.
+"""Imports checkpoint folders of a Hugging Face Trainer, which replace the warm-up.
 
-A folder has a LoRA adapter, as PEFT saves it, and `optimizer.pt` with AdamW's moments.
+A folder holds a LoRA adapter, as PEFT saves it, and `optimizer.pt` with AdamW's moments.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 
 OPTIMIZER, STATE = "optimizer.pt", "trainer_state.json"
 _CONFIG, _WEIGHTS = loading.ADAPTER_FILES
-_PICKLED_WEIGHTS = "adapter_model.bin"  # of older versions of PEFT
+_PICKLED_WEIGHTS = "adapter_model.bin"  # written by older versions of PEFT
 
-# What an adapter may set and still be plain LoRA on linear modules, as gradients need it.
+# Settings that a plain LoRA adapter on linear modules may have; gradients need such an adapter.
 _PLAIN = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version"),
     *("auto_mapping", "inference_mode", "megatron_core", "qalora_group_size"),
@@ -47,10 +47,10 @@ _INITS_THAT_KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True)
 class _Folder:
-    """A checkpoint folder that has what an import reads."""
+    """A checkpoint folder that has all files that an import reads."""
 
     path: Path
-    adapter: Path  # the same, or a folder in it with the adapter's name
+    adapter: Path  # equals `path`, or is a folder in it with the adapter's name
 
     @property
     def adapter_name(self) -> str:
@@ -80,7 +80,7 @@ def require_files(folders: Sequence[Path]) -> None:
     """Refuse folders that lack a file that an import reads.
 
     Raises:
-        InputError: names folder and file, and who writes such folders.
+        InputError: names the folder, the file and the software that writes such folders.
     """
     for folder in folders:
         _find(folder)
@@ -110,20 +110,20 @@ def _find(path: Path) -> _Folder:
 
 
 def _adapter_folder(path: Path) -> Path:
-    """Where the adapter is: in the folder, or in one by the adapter's name."""
+    """Return the adapter's folder: `path`, or a folder in it with the adapter's name."""
     if (path / _CONFIG).is_file():
         return path
     within = sorted(file.parent for file in path.glob(f"*/{_CONFIG}"))
     checkpoints_within = sorted(path.glob("checkpoint-*"))
     if checkpoints_within:
         raise InputError(
-            f"{path} is the folder of a training; give checkpoint folders within it, such as "
+            f"{path} is the folder of a training; give checkpoint folders in it, such as "
             f"{checkpoints_within[-1].name}"
         )
     if len(within) > 1:
         raise InputError(
-            f"{path} has the adapters {', '.join(f.name for f in within)}, whose moments are in "
-            "one file; train a single adapter"
+            f"{path} has several adapters, {', '.join(f.name for f in within)}, whose moments are "
+            "in one file; train a single adapter"
         )
     if within:
         return within[0]
@@ -132,7 +132,7 @@ def _adapter_folder(path: Path) -> Path:
         for file in path.glob(pattern):
             raise InputError(
                 f"{path} has no {_CONFIG} but {file.name}: it is of a full fine-tuning, and "
-                "gradients are taken of a LoRA adapter; train one, or leave warmup_from out"
+                "gradients need a LoRA adapter; train one, or leave warmup_from out"
             )
     raise InputError(
         f"{path} has no {_CONFIG}; give checkpoint folders that a Hugging Face Trainer saved while "
@@ -149,13 +149,13 @@ def _refuse_shards(path: Path, lacking: str) -> None:
     for maker, sign in signs:
         for found in path.glob(sign):
             raise InputError(
-                f"{path} has no {lacking} but {found.name}: {maker}'s way of saving is not read; "
+                f"{path} has no {lacking} but {found.name}: files of {maker} are not supported; "
                 f"train without {maker}, or leave warmup_from out to warm up here"
             )
 
 
 def digests(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """Name and SHA-256 of each folder's content, as far as it is read."""
+    """Return name and SHA-256 of each folder, over the files that an import reads."""
     return [{folder.name: _digest(_find(folder))} for folder in folders]
 
 
@@ -174,15 +174,16 @@ def import_checkpoints(
     """Write the folders' adapters and moments as the checkpoints of the stage `warmup`.
 
     Args:
-        folders: in order of training.
-        settings: of the model that the adapters belong to.
+        workspace: written to.
+        folders: checkpoint folders in the order of training.
+        settings: names the model that the adapters belong to.
 
     Returns:
-        The stage's receipt. It holds `betas`, AdamW's of each checkpoint; `train_loss`, the last
-        that Trainer logged, or None; and `base`, the name of the adapter's base model.
+        The stage's receipt. It holds `betas`, AdamW's betas of each checkpoint; `train_loss`, the
+        last loss that Trainer logged, or None; and `base`, the name of the adapter's base model.
 
     Raises:
-        InputError: a folder cannot be used; names what does not fit.
+        InputError: a folder cannot be used; names the file or setting that does not fit.
     """
     began = time.monotonic()
     found = [_find(folder) for folder in folders]
@@ -190,7 +191,7 @@ def import_checkpoints(
     first = _config(found[0])
     skeleton = loading.load_skeleton(settings)
     base_model.require_same(found[0].config, first, settings.model, skeleton.config)
-    model = _put_on(skeleton, found[0])
+    model = _add_adapter(skeleton, found[0])
     files: dict[str, bytes] = {}
     all_betas = []
     for number, folder in enumerate(found, start=1):
@@ -220,7 +221,7 @@ def import_checkpoints(
 
 
 def _config(folder: _Folder) -> dict[str, Any]:
-    """The adapter's settings, lists sorted.
+    """Return the adapter's settings, with lists sorted.
 
     Raises:
         InputError: the adapter is not plain LoRA; names the setting.
@@ -233,8 +234,8 @@ def _config(folder: _Folder) -> dict[str, Any]:
     for name, value in config.items():
         if name not in _PLAIN and value not in _OFF:
             raise InputError(
-                f"{file}: sets {name} to {json.dumps(value)}, but gradients are taken of plain "
-                "LoRA on linear modules only; train an adapter without it"
+                f"{file}: sets {name} to {json.dumps(value)}, but gradients need plain LoRA on "
+                f"linear modules; train an adapter without {name}"
             )
     return {k: _sorted(v) for k, v in config.items()}
 
@@ -244,33 +245,33 @@ def _sorted(value: Any) -> Any:
 
 
 def _require_known_base(file: Path, init: Any) -> None:
-    """PEFT would change the base weights again, in another way than before the training."""
+    """Refuse initializations with which PEFT would change the base weights again."""
     if init in _INITS_THAT_KEEP_THE_BASE:
         return
     if init == "mica":
         raise InputError(
-            f"{file}: init_lora_weights is 'mica', which trains the A matrices alone, so there "
-            "are no moments of B; train with init_lora_weights=True"
+            f"{file}: init_lora_weights is 'mica', which trains only the A matrices, so B has no "
+            "moments; train with init_lora_weights=True"
         )
     raise InputError(
         f"{file}: init_lora_weights is {init!r}, which changes the base weights when the adapter "
-        "is put on them, and need not change them here as it did in training; either train with "
-        "init_lora_weights=True, or save the changed weights by model.unload().save_pretrained("
-        "FOLDER), give FOLDER as the model, and write it as base_model_name_or_path and true as "
-        "init_lora_weights (PEFT's conversion to a plain LoRA, "
-        "path_initial_model_for_weight_conversion, has no AdamW moments)"
+        "is added, perhaps not as in the training; either train with init_lora_weights=True, or "
+        "save the changed weights by model.unload().save_pretrained(FOLDER), give FOLDER as the "
+        "model, and write it as base_model_name_or_path and true as init_lora_weights (PEFT's "
+        "conversion to a plain LoRA, path_initial_model_for_weight_conversion, has no AdamW "
+        "moments)"
     )
 
 
 def _without_init(file: Path, config: Mapping[str, Any]) -> bytes:
-    """The file, which is not to initialize what is loaded anyway."""
+    """Return the configuration with the default initialization; weights are loaded anyway."""
     if config.get("init_lora_weights") in (True, None):
         return file.read_bytes()
     return json.dumps(_json(file) | {"init_lora_weights": True, "eva_config": None}).encode()
 
 
 def _weights(folder: _Folder) -> bytes:
-    """The adapter's weights as a safetensors file."""
+    """Return the adapter's weights as the bytes of a safetensors file."""
     file = folder.weights
     if file.name == _WEIGHTS:
         return file.read_bytes()
@@ -282,41 +283,43 @@ def _weights(folder: _Folder) -> bytes:
 
 
 def _require_same(
-    first: Mapping[str, Any], other: Mapping[str, Any], its: _Folder, folder: _Folder
+    first: Mapping[str, Any], other: Mapping[str, Any], first_folder: _Folder, folder: _Folder
 ) -> None:
     for name in sorted(first.keys() | other.keys()):
         if first.get(name) != other.get(name):
             raise InputError(
-                f"{folder.config}: has {name} {other.get(name)!r}, but {its.path.name} "
+                f"{folder.config}: has {name} {other.get(name)!r}, but {first_folder.path.name} "
                 f"has {first.get(name)!r}; give checkpoints of one training"
             )
 
 
-def _put_on(model: Any, folder: _Folder) -> PeftModel:
-    """The model with an adapter of this shape, which gradients can be taken of."""
+def _add_adapter(model: Any, folder: _Folder) -> PeftModel:
+    """Add an adapter of the folder's shape to the model; refuse it if gradients cannot use it."""
     try:
         config = LoraConfig.from_pretrained(str(folder.adapter))
         config.base_model_name_or_path = None  # PEFT warns if that differs
-        config.init_lora_weights = True  # only names and shapes count; others read base weights
-        put_on = get_peft_model(model, config)
-    except Exception as error:  # PEFT raises many kinds for settings of a wrong type
+        config.init_lora_weights = (
+            True  # only names and shapes matter; other values read base weights
+        )
+        with_adapter = get_peft_model(model, config)
+    except Exception as error:  # PEFT raises many kinds if a setting has a wrong type
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{folder.config}: does not fit the model ({reason}); give the model that the adapter "
+            f"{folder.config}: does not fit the model: {reason}; give the model that the adapter "
             "was trained on"
         ) from None
     try:
-        lora_modules.gradient_linears(put_on)
+        lora_modules.gradient_linears(with_adapter)
     except (SettingError, InputError) as error:
         raise InputError(f"{folder.config}: {error}") from None
-    return put_on
+    return with_adapter
 
 
 # ---- learning rates --------------------------------------------------------
 
 
 def _mean_learning_rates(folders: Sequence[Path]) -> list[float | None]:
-    """As logged since the folder before; None for a single folder, which needs no weight."""
+    """Return each folder's mean logged rate since the previous folder; None for a single one."""
     if len(folders) == 1:
         return [None]
     means: list[float | None] = []
@@ -325,14 +328,14 @@ def _mean_learning_rates(folders: Sequence[Path]) -> list[float | None]:
         step, logged = _logged(folder / STATE)
         if step <= before:
             raise InputError(
-                f"{folder} is of step {step}, the folder before it of step {before}: give "
+                f"{folder} is of step {step}, but the folder before it is of step {before}; give "
                 "warmup_from in the order of training"
             )
         rates = [rate for at, rate in logged if before < at <= step]
         if not sum(rates) > 0:
             raise InputError(
-                f"{folder}/{STATE}: has no learning rate above 0 logged after step {before} up to "
-                f"{step}, to weight this checkpoint by; give one checkpoint only"
+                f"{folder}/{STATE}: logs no learning rate above 0 after step {before} up to "
+                f"{step}, which weights this checkpoint; give one checkpoint only"
             )
         means.append(statistics.fmean(rates))
         before = step
@@ -340,7 +343,7 @@ def _mean_learning_rates(folders: Sequence[Path]) -> list[float | None]:
 
 
 def _last_loss(file: Path) -> float | None:
-    """The last training loss in the log, if there is one."""
+    """Return the last training loss in the log, or None."""
     if not file.is_file():
         return None
     log = _json(file).get("log_history")
@@ -350,7 +353,7 @@ def _last_loss(file: Path) -> float | None:
 
 
 def _logged(file: Path) -> tuple[int, list[tuple[int, float]]]:
-    """Step that the file was written at; steps and learning rates in its log."""
+    """Return the file's step, and the (step, learning rate) pairs of its log."""
     if not file.is_file():
         raise InputError(f"{file.parent} has no {STATE}, which several checkpoints need")
     try:

@@ -1,4 +1,4 @@
-"""Chat: which tokens of a conversation are supervised, under several chat templates."""
+"""ChatEncoder: which tokens of a conversation are supervised, with several chat templates."""
 
 import pytest
 from chat_kinds import (
@@ -15,9 +15,10 @@ from chat_kinds import (
 from transformers import ByT5Tokenizer
 
 from g2is_ray.chat.encoder import IGNORED, PLAIN_TEMPLATE, ChatEncoder
+from g2is_ray.chat.templates import TemplateError
 from g2is_ray.errors import InputError, SettingError
 
-# Which tokens are supervised
+# Supervised tokens
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_template_that_adds_an_empty_thinking_block_is_followed():
     assert runs == ["yes<|im_end|>", "<think>\n\n</think>\n\nno<|im_end|>"]
 
 
-def test_a_generation_prompt_that_the_conversation_lacks_is_no_obstacle():
+def test_a_generation_prompt_that_the_conversation_lacks_is_accepted():
     template = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}")
     assert template != CHATML
     runs = supervised(encoder_for(template), conversation("a", "yes", "b", "no"))
@@ -78,11 +79,11 @@ def test_assistant_turns_in_a_row_are_both_supervised():
     assert supervised(encoder_for(CHATML), messages) == ["yes<|im_end|>", "no<|im_end|>"]
 
 
-def test_a_blank_turn_teaches_only_to_end():
+def test_only_the_end_of_a_blank_turn_is_supervised():
     assert supervised(encoder_for(CHATML), conversation("a", "", "b", "no"))[0] == "<|im_end|>"
 
 
-def test_a_role_of_its_own_is_not_supervised():
+def test_a_tool_turn_is_not_supervised():
     messages = [*conversation("a", "yes"), {"role": "tool", "content": "42"}]
     messages.append({"role": "assistant", "content": "no"})
     assert supervised(encoder_for(None), messages) == ["yes<|im_end|>", "no<|im_end|>"]
@@ -95,7 +96,7 @@ def test_a_role_of_its_own_is_not_supervised():
 @pytest.mark.parametrize(
     "answer", ["naïve 🙂", "🙂🙂", "中文回答。", "é", "  x   y", "a\n\n\tb", "x\u0000y", "👩‍👩‍👧"]
 )
-def test_characters_of_several_bytes_and_blanks_are_supervised_whole(answer, trim_offsets):
+def test_multibyte_characters_and_blanks_are_supervised_in_full(answer, trim_offsets):
     encoder = encoder_for(CHATML, trim_offsets=trim_offsets)
     messages = conversation("é🙂 ", answer, "中 ", answer)
     assert supervised(encoder, messages) == [answer + "<|im_end|>"] * 2
@@ -146,7 +147,7 @@ def test_a_question_that_holds_the_answer_is_not_supervised(template):
     assert len(supervised(encoder, messages)) == 2
 
 
-def test_a_row_that_says_what_the_encoder_marks_texts_with_is_followed():
+def test_a_row_that_contains_the_encoders_marks_is_followed():
     messages = conversation("Mark0b", "MarkMark1eMarkZ0e", "Mark0e", "no")
     runs = supervised(encoder_for(LAST_TURN_ENDS), messages)
     assert runs[0] == "MarkMark1eMarkZ0e<|im_end|>"
@@ -172,16 +173,17 @@ def test_a_long_conversation_is_cut_on_the_right():
 
 
 @pytest.mark.parametrize("filler", ["yes ", "\n", "x", " " * 40, "é🙂"])
-def test_a_very_long_conversation_is_encoded_as_its_start(filler, monkeypatch):
-    """Of which no more is tokenized than is kept, with a margin."""
+def test_a_very_long_conversation_is_encoded_as_its_start(filler):
+    """Tokenizing only a prefix gives the same tokens."""
     messages = [*conversation("a", filler * 9000), *conversation("b", "no")]
-    whole = encoder_for(CHATML, max_tokens=80).encode(messages)
-    monkeypatch.setattr("g2is_ray.chat.encoder._CHARACTERS", 10**9)
-    assert whole.input_ids == encoder_for(CHATML, max_tokens=80).encode(messages).input_ids
-    assert whole.truncated
+    start = encoder_for(CHATML, max_tokens=80).encode(messages)
+    tokenizer = make_tokenizer(CHATML)
+    whole = ChatEncoder(tokenizer, max_tokens=80, characters_per_token=10**9).encode(messages)
+    assert start.input_ids == whole.input_ids
+    assert start.truncated
 
 
-def test_turns_beyond_what_is_kept_are_not_looked_for(monkeypatch):
+def test_turns_beyond_the_cut_are_not_searched_for(monkeypatch):
     encoder = encoder_for(CHATML, max_tokens=80)
     rendered = []
     render = encoder.tokenizer.apply_chat_template
@@ -201,13 +203,13 @@ def test_supervised_tokens_counts_the_labels_that_enter_the_loss():
 
 def test_a_conversation_cut_before_its_answer_is_refused():
     with pytest.raises(
-        InputError, match=r"first 30 tokens of the conversation hold .* raise max_tokens"
+        InputError, match=r"first 30 tokens of the conversation have .* raise max_tokens"
     ):
         encoder_for(CHATML, max_tokens=30).encode(conversation("a" * 100, "yes"))
 
 
 def test_a_conversation_without_an_assistant_is_refused():
-    with pytest.raises(InputError, match="hold no assistant's text; add one"):
+    with pytest.raises(InputError, match="have no assistant text; add an assistant turn"):
         encoder_for(CHATML).encode(conversation("a"))
 
 
@@ -270,14 +272,14 @@ def test_the_plain_template_reads_as_documented():
     assert text == ("<s><|system|>\nbe kind\n<|user|>\nhi\n<|assistant|>\nyes<|im_end|>\n")
 
 
-def test_the_plain_template_does_without_a_beginning_token():
+def test_the_plain_template_works_without_a_beginning_of_sequence_token():
     encoder = encoder_for(None, bos=None)
     assert encoder.tokenizer.decode(encoder.encode_prompt(conversation("hi", "yes"))) == (
         "<|user|>\nhi\n<|assistant|>\n"
     )
 
 
-# What is refused
+# Refused conversations and settings
 
 
 def test_roles_that_the_template_rejects_are_refused_with_its_reason():
@@ -287,7 +289,7 @@ def test_roles_that_the_template_rejects_are_refused_with_its_reason():
 
 
 def test_a_broken_template_is_refused():
-    with pytest.raises(InputError, match="rejects the conversation"):
+    with pytest.raises(TemplateError):
         encoder_for("{% for message in messages %}").encode(conversation("a", "yes"))
 
 
@@ -298,13 +300,13 @@ def test_a_template_that_hides_a_turn_is_refused():
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "yes"}]])
-def test_a_prompt_of_nothing_is_refused(messages):
-    with pytest.raises(InputError, match="no message before"):
+def test_an_empty_prompt_is_refused(messages):
+    with pytest.raises(InputError, match="no message precedes the assistant's turn"):
         encoder_for(CHATML).encode_prompt(messages)
 
 
 def test_a_slow_tokenizer_is_refused():
-    with pytest.raises(InputError, match="ByT5Tokenizer is not a fast one"):
+    with pytest.raises(InputError, match="ByT5Tokenizer is slow"):
         ChatEncoder(ByT5Tokenizer(), max_tokens=8)
 
 

@@ -1,4 +1,4 @@
-"""Templates: dates, several templates, generation marks, variables, and what identifies them."""
+"""Templates: dates, several templates, generation blocks, variables, and identity."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ from g2is_ray.errors import InputError
 
 TWO = conversation("a", "yes", "b", "no")
 DATED = "{{ 'Today is ' + strftime_now('%d %b %Y, %H:%M:%S.%f') + '\n' }}" + CHATML
-MARKED = (  # the template's author marks what is generated
+MARKED = (  # a template with {% generation %} blocks
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>\n' }}"
     "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
@@ -29,7 +29,7 @@ def text_of(encoder, example):
     return encoder.tokenizer.decode(encoder.encode(example).input_ids)
 
 
-def test_a_template_is_told_the_date_that_is_given():
+def test_a_template_sees_the_date_of_the_settings():
     tokenizer = make_tokenizer(DATED)
     encoder = ChatEncoder(tokenizer, max_tokens=999, template_date="2025-03-09")
     assert text_of(encoder, TWO).startswith("Today is 09 Mar 2025, 00:00:00.000000\n")
@@ -51,7 +51,7 @@ def test_a_date_leaves_the_rest_of_the_text_as_it_is(start):
     )
 
 
-def test_generation_marks_say_what_is_supervised():
+def test_generation_blocks_are_supervised():
     encoder = encoder_for(MARKED)
     mask = encoder.tokenizer.apply_chat_template(
         TWO, return_assistant_tokens_mask=True, return_dict=True
@@ -62,13 +62,13 @@ def test_generation_marks_say_what_is_supervised():
     assert supervised(encoder, one) == ["no<|im_end|>\n"]
 
 
-def test_a_header_within_generation_marks_is_not_supervised():
+def test_a_header_inside_a_generation_block_is_not_supervised():
     header = "{{ '<|im_start|>' + m['role'] + '\n' }}"
     within = MARKED.replace(header, "").replace("{{ m['content']", header + "{{ m['content']")
     assert supervised(encoder_for(within), TWO) == ["yes<|im_end|>\n", "no<|im_end|>\n"]
 
 
-def test_a_turn_without_generation_marks_is_found_by_its_text():
+def test_a_turn_without_a_generation_block_is_found_by_its_text():
     partly = MARKED.replace("{% if m['role'] == 'assistant' %}", "{% if loop.index == 4 %}")
     assert supervised(encoder_for(partly), TWO) == ["yes<|im_end|>", "no<|im_end|>\n"]
 
@@ -83,11 +83,11 @@ def test_variables_of_the_row_reach_the_template():
 
 @pytest.mark.parametrize("name", ["chat_template", "add_generation_prompt", "messages", "tokenize"])
 def test_a_row_cannot_set_what_the_encoder_sets(name):
-    with pytest.raises(InputError, match=f"variable {name}, which is not a row's to set"):
+    with pytest.raises(InputError, match=f"variable {name}, which is reserved"):
         encoder_for(CHATML).encode(varied(**{name: "{{ 'x' }}"}))
 
 
-def test_the_template_for_tools_or_documents_is_taken_where_there_are_several():
+def test_the_template_for_tools_or_documents_is_used_if_the_tokenizer_has_one():
     tools, documents = (
         f"{{{{ 'For {name}: ' ~ {name} }}}}" + CHATML for name in ("tools", "documents")
     )
@@ -100,11 +100,11 @@ def test_the_template_for_tools_or_documents_is_taken_where_there_are_several():
     assert text_of(encoder, TWO) == text_of(encoder_for(CHATML), TWO)
 
 
-def test_what_identifies_a_template_changes_with_whatever_changes_tokens():
+def test_a_templates_identity_changes_with_everything_that_changes_tokens():
     tokenizer = make_tokenizer(CHATML)
     first = templates.identity(tokenizer)
     assert first == templates.identity(make_tokenizer(CHATML))
-    tokenizer("x" * 9, truncation=True, max_length=2)  # which leaves its setting behind
+    tokenizer("x" * 9, truncation=True, max_length=2)  # the tokenizer keeps this setting
     assert first == templates.identity(tokenizer)
     others = [
         make_tokenizer(LLAMA3),
@@ -115,7 +115,7 @@ def test_what_identifies_a_template_changes_with_whatever_changes_tokens():
     assert len({first, *map(templates.identity, others)}) == 5
 
 
-def test_the_plain_template_identifies_a_tokenizer_without_one():
+def test_a_tokenizer_without_a_template_has_the_identity_of_the_plain_template():
     bare = make_tokenizer(None)
     plain = copy.copy(bare)
     ChatEncoder(plain, max_tokens=9)

@@ -1,4 +1,4 @@
-"""Turns: what is supervised with templates of all kinds, and what is refused for being dropped."""
+"""Turns: supervised spans under templates of all kinds, and refusal of dropped messages."""
 
 import pytest
 from chat_kinds import CHATML, THINKING, conversation, encoder_for, make_tokenizer, supervised
@@ -10,7 +10,7 @@ from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.errors import InputError
 
 TWO = conversation("a", "yes", "b", "no")
-HARMONY = (  # the last turn ends otherwise than the others, and a channel is part of a turn
+HARMONY = (  # the last turn has another end token, and a channel is part of a turn
     "{% for m in messages %}{{ '<|start|>' + m['role'] }}"
     "{% if m['role'] == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
     "{{ '<|message|>' + m['content'] }}"
@@ -25,21 +25,21 @@ KNOWN_ROLES = CHATML.replace(
     "{{ '<|im_start|>' +",
     "{% if message['role'] in ['system', 'user', 'assistant'] %}{{ '<|im_start|>' +",
 ).replace("'\n' }}{% endfor", "'\n' }}{% endif %}{% endfor")
-NEXT_ROLE_ENDS = (  # as with GLM: generation stops at the token that begins another's turn
+NEXT_ROLE_ENDS = (  # as in GLM: generation stops at the token that begins the next turn
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-OPEN_LAST = (  # as with Yi and InternLM: the last turn is closed only if the conversation goes on
+OPEN_LAST = (  # as in Yi and InternLM: the last turn is closed only if the conversation goes on
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
     "{% if not loop.last or add_generation_prompt %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CUTS = (  # as DeepSeek-R1's: reasoning is cut from every answer, and begun by the prompt
+CUTS = (  # as in DeepSeek-R1: reasoning is cut from every answer, and the prompt begins it
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{{ m['content'].split('</think>')[-1] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
-PROMPT_THINKS = (  # as Qwen3.5's: the prompt begins the reasoning that the turn has
+PROMPT_THINKS = (  # as in Qwen3.5: the prompt begins the turn's reasoning
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['role'] == 'assistant' %}"
     "{{ '<think>\n' + m.get('reasoning_content', '') + '\n</think>\n\n' }}{% endif %}"
@@ -55,7 +55,7 @@ CALLS = (
     "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-PARTS = (  # as SmolVLM's: content has to be a list of parts
+PARTS = (  # as in SmolVLM: content has to be a list of parts
     "{% for m in messages %}{{ m['role'] + ':\n' }}{% for part in m['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
@@ -76,7 +76,7 @@ def with_calls(*, tools=None):
     return Conversation(messages=messages, supervised=plain.supervised, template=variables)
 
 
-# Where turns begin and end
+# Starts and ends of turns
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_the_number_of_renderings_does_not_grow_with_the_turns(monkeypatch):
     assert counts[0] == counts[1] <= 12
 
 
-def test_what_depends_on_how_a_message_begins_is_followed():
-    template = (  # as Qwen3's: a user's message that holds a tool's reply is no question
+def test_a_header_that_depends_on_how_the_message_begins_is_followed():
+    template = (  # as in Qwen3: a user message with a tool's reply is rendered in another way
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"
         "{% if m['content'].startswith('Result') %}{{ ' (tool)' }}{% endif %}"
         "{{ '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -180,14 +180,14 @@ def test_what_depends_on_how_a_message_begins_is_followed():
     assert supervised(encoder_for(template), messages) == ["yes<|im_end|>", "no<|im_end|>"]
 
 
-# Which turns
+# Supervised turns
 
 
 def test_only_turns_that_are_to_be_trained_on_are_supervised():
-    conversation_ = Conversation(messages=TWO, supervised=[False, False, False, True])
+    last = Conversation(messages=TWO, supervised=[False, False, False, True])
     encoder = encoder_for(CHATML)
-    assert supervised(encoder, conversation_) == ["no<|im_end|>"]
-    assert encoder.encode(conversation_).input_ids == encoder.encode(TWO).input_ids
+    assert supervised(encoder, last) == ["no<|im_end|>"]
+    assert encoder.encode(last).input_ids == encoder.encode(TWO).input_ids
 
 
 def test_a_prompt_ends_before_the_last_supervised_turn():
@@ -196,18 +196,18 @@ def test_a_prompt_ends_before_the_last_supervised_turn():
     assert encoder.encode_prompt(first) == encoder.encode_prompt(TWO[:2])
 
 
-# What the template leaves out
+# Texts that the template drops
 
 
 @pytest.mark.parametrize("role", ["developer", "observation", "function_call", "human"])
 @pytest.mark.parametrize("place", [0, 2])
-def test_a_message_that_the_template_leaves_out_is_refused(role, place):
+def test_a_message_that_the_template_drops_is_refused(role, place):
     messages = [*TWO[:place], {"role": role, "content": "READ THIS"}, *TWO[place:]]
-    with pytest.raises(InputError, match=rf"leaves out message {place + 1} \({role}\)"):
+    with pytest.raises(InputError, match=rf"drops message {place + 1} \({role}\)"):
         encoder_for(KNOWN_ROLES).encode(messages)
 
 
-def test_a_blank_message_may_be_left_out():
+def test_a_blank_message_may_be_dropped():
     messages = [{"role": "developer", "content": " \n"}, *TWO]
     assert not encoder_for(KNOWN_ROLES).encode(messages).altered
 
@@ -218,7 +218,7 @@ def test_blanks_around_a_text_may_be_trimmed(template):
     assert not encoded.altered
 
 
-def test_reasoning_that_is_dropped_from_earlier_turns_is_counted():
+def test_reasoning_that_is_dropped_from_earlier_turns_counts_as_altered():
     encoder = encoder_for(THINKING)
     kept = conversation("a", "yes", "b", "<think>so</think>no")
     dropped = conversation("a", "<think>hm</think>yes", "b", "no")
@@ -226,20 +226,20 @@ def test_reasoning_that_is_dropped_from_earlier_turns_is_counted():
     assert encoder.encode(dropped).altered
 
 
-def test_a_tag_that_is_dropped_is_counted_unless_it_is_around_nothing():
+def test_a_dropped_tag_counts_as_altered_unless_it_encloses_nothing():
     encoder = encoder_for(THINKING)
     assert encoder.encode(conversation("a", "</think>yes", "b", "no")).altered
     assert not encoder.encode(conversation("a", "<think>\n</think>yes", "b", "no")).altered
 
 
-def test_a_question_that_is_changed_is_counted():
+def test_a_changed_question_counts_as_altered():
     template = CHATML.replace(
         "message['content'] +", "message['content'] | replace('long', 'short') +"
     )
     assert encoder_for(template).encode(conversation("a long one", "yes")).altered
 
 
-def test_an_answer_whose_reasoning_is_always_cut_is_supervised_whole():
+def test_an_answer_whose_reasoning_is_always_cut_is_supervised_in_full():
     answer = "<think>two and two</think>4"
     encoder = encoder_for(CUTS)
     assert encoder.encode(conversation("2+2?", answer)).altered
@@ -295,7 +295,7 @@ def test_arguments_that_are_an_object_reach_a_template_that_wants_a_text():
 
 
 def test_calls_that_the_template_ignores_are_refused():
-    with pytest.raises(InputError, match=r"ignores tool_calls of message 2 \(assistant\)"):
+    with pytest.raises(InputError, match="tool_calls of message 2"):
         encoder_for(CHATML).encode(with_calls())
 
 
@@ -305,12 +305,12 @@ def test_tools_that_the_template_ignores_are_refused():
         encoder_for(CHATML).encode(variables)
 
 
-# Any template of a family, any text
+# Generated templates and texts
 
 
 @st.composite
 def templates(draw):
-    """A template with its header, what closes a turn, and what it makes of the rest."""
+    """A chat template and the token that ends its turns."""
     name = draw(st.sampled_from(["'<|im_start|>' + m['role'] + '\n'", "m['role'] + ': '"]))
     end = draw(st.sampled_from(["<|im_end|>", "<|turn_end|>", "</s>"]))
     gap = draw(st.sampled_from(["\n", "", "\n\n"]))
@@ -325,7 +325,7 @@ def templates(draw):
     templates(),
     st.lists(st.text("ab<>|/é🙂 \n", min_size=1).filter(str.strip), min_size=2, max_size=6),
 )
-def test_what_is_supervised_is_the_answers_and_their_ends(template, texts):
+def test_exactly_the_answers_and_their_ends_are_supervised(template, texts):
     source, end = template
     messages = conversation(*texts[: len(texts) // 2 * 2])
     runs = supervised(encoder_for(source, added=["<|turn_end|>", "</s>"]), messages)

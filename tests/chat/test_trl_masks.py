@@ -1,8 +1,8 @@
-"""TRL's training templates as an oracle: what is supervised with the template of each family.
+"""TRL's training templates as an oracle for the supervised tokens of each model family.
 
-TRL patches the chat templates of model families with `{% generation %}` marks. Conversations are
-encoded with the original template by us, and with the patched one by transformers.
-`docs/templates.md` holds the outcome; `python tests/chat/test_trl_masks.py` rewrites its table.
+TRL patches the chat templates of model families with `{% generation %}` blocks. ChatEncoder encodes
+conversations with the original template, transformers with the patched template.
+`docs/templates.md` has the outcome; `python tests/chat/test_trl_masks.py` rewrites its table.
 """
 
 import functools
@@ -26,7 +26,7 @@ PAGE = REPOSITORY / "docs" / "templates.md"
 TRL = find_spec("trl")
 FOLDER = Path(TRL.origin).parent / "chat_templates" if TRL and TRL.origin else Path("none")
 FAMILIES = sorted(file.name.removesuffix("_training.jinja") for file in FOLDER.glob("*_training.*"))
-BLOCKS = ["smolvlm", "idefics3", "llava_next"]  # which read content as a list of parts only
+PARTS = ["smolvlm", "idefics3", "llava_next"]  # families that take content as a list of parts
 END_TOKENS = {"glm4moe": ["<|endoftext|>", "<|user|>", "<|observation|>"]}  # generation_config
 _SPECIAL = re.compile(
     r"<\|[^|>\s'\"{}]+\|?>|<[a-z_]+\|>|<(?:start_of_turn|end_of_turn|end_of_utterance)>"
@@ -35,13 +35,13 @@ _SPECIAL = re.compile(
 
 
 def chat(roles, *texts):
-    """Messages; `roles` has the first letter of each role."""
+    """Messages with the roles whose first letters are `roles`."""
     names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     return [{"role": names[r], "content": text} for r, text in zip(roles, texts, strict=True)]
 
 
 def thinking(*turns):
-    """Messages of alternating roles with the assistant's reasoning in a key of its own."""
+    """The messages, with reasoning in the assistant's."""
     return [
         {**one, "reasoning_content": "hm"} if one["role"] == "assistant" else one for one in turns
     ]
@@ -88,12 +88,12 @@ HISTORY = "history"
 REFUSED = "refused"
 BOTH = "both refuse"
 OTHER = "other"
-MEANINGS = [SAME, BREAK, PROMPT, HISTORY, REFUSED, BOTH, OTHER]  # each differs more
+MEANINGS = [SAME, BREAK, PROMPT, HISTORY, REFUSED, BOTH, OTHER]  # from equal to most different
 
 
 @functools.cache
 def encoder_of(family):
-    """Encodes with the small model's tokenizer, and the template and special tokens of a family."""
+    """An encoder with the small model's tokenizer and a family's template and special tokens."""
     template = (FOLDER / f"{family}.jinja").read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "examples" / "tiny-lm")
     tokens = sorted(set(_SPECIAL.findall(template)))
@@ -115,7 +115,7 @@ def runs(tokenizer, ids, marks):
 
 
 def ours(family, example):
-    """Runs of supervised text; None if the row is refused."""
+    """Runs of supervised text by ChatEncoder; None if it refuses the row."""
     encoder = encoder_of(family)
     try:
         encoded = encoder.encode(example)
@@ -126,9 +126,9 @@ def ours(family, example):
 
 
 def theirs(family, example):
-    """The same with TRL's template; None if it raises."""
+    """Runs of supervised text by TRL's template; None if the template raises."""
     tokenizer = encoder_of(family).tokenizer
-    messages = content_parts(example.messages) if family in BLOCKS else example.messages
+    messages = content_parts(example.messages) if family in PARTS else example.messages
     try:
         encoded = tokenizer.apply_chat_template(
             messages,
@@ -143,7 +143,7 @@ def theirs(family, example):
 
 
 def compare(family, example, turn, mine, wanted):
-    """How one run of supervised text compares."""
+    """How one run of supervised text differs from TRL's."""
     mine, wanted = mine.rstrip(), wanted.rstrip()
     more = wanted.removesuffix(mine)
     if mine == wanted:
@@ -158,7 +158,7 @@ def compare(family, example, turn, mine, wanted):
 
 
 def outcome(family, name):
-    """How supervised tokens compare for a family and a conversation."""
+    """How a family's supervised tokens for a conversation differ from TRL's."""
     example = CONVERSATIONS[name]
     if not isinstance(example, Conversation):
         example = Conversation.of(example)
@@ -175,7 +175,7 @@ def outcome(family, name):
 
 
 def table():
-    """The page's table: for each family, the conversations with each outcome."""
+    """The page's table: the conversations with each outcome, by family."""
     lines = ["| family | " + " | ".join(MEANINGS) + " |", "| --- " * (len(MEANINGS) + 1) + "|"]
     for family in FAMILIES:
         found = {name: outcome(family, name) for name in CONVERSATIONS}

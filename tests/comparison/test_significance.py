@@ -1,4 +1,4 @@
-"""Intervals of paired differences: those of the textbook where there is one, and their coverage."""
+"""Intervals of paired differences equal those of textbooks and have the stated coverage."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_with_one_seed_it_is_the_t_interval_over_rows():
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
-def test_where_rows_do_not_differ_it_is_the_t_interval_over_seeds():
+def test_with_equal_rows_it_is_the_t_interval_over_seeds():
     by_seed = np.random.default_rng(0).standard_normal(5)
     found = paired_interval(np.repeat(by_seed[:, None], 9, axis=1), np.ones(9))
     low, high = ttest_1samp(by_seed, 0).confidence_interval(0.95)
@@ -33,8 +33,8 @@ def test_no_difference_has_an_interval_without_width():
 
 
 @pytest.mark.parametrize("spread", [(1.0, 0.0), (0.0, 1.0), (1.0, 0.3)], ids=str)
-def test_it_covers_the_truth_about_as_often_as_it_says(spread):
-    """Rows and seeds drawn anew each time, with lengths as weights; 1,000 draws."""
+def test_the_coverage_is_about_the_confidence_level(spread):
+    """Rows and seeds are drawn 1,000 times, with lengths as weights."""
     rng, covered = np.random.default_rng(1), 0
     for _ in range(1000):
         weights = rng.integers(5, 200, 40)

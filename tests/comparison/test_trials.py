@@ -1,4 +1,4 @@
-"""Trials: how rows are spread over a training's steps."""
+"""A trial spreads its rows evenly over the steps of the training."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_rows_are_spread_evenly_over_the_steps(rows, steps, most):
     groups = spread_evenly(lengths, steps, most)
     order = np.concatenate(groups)
     assert sorted(order) == list(range(rows))
-    assert (np.diff(lengths[order]) >= 0).all()  # so that a group's are alike
+    assert (np.diff(lengths[order]) >= 0).all()  # so that the rows of a group have similar lengths
     assert len(groups) % steps == 0
     sizes = [len(group) for group in groups]
     assert max(sizes) - min(sizes) <= 1

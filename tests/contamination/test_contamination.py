@@ -111,7 +111,7 @@ def test_no_test_row_is_selected_and_the_report_says_so(
     page = Page((tmp_path / "report.html").read_text()).text
     assert f"{TEST_ROWS} of the {TEST_ROWS} test rows of m are in the pool" in page
     assert "No selected row is like a test row." in page
-    assert "learned by heart" not in page
+    assert "memorization" not in page
     sentence = refused("select", *chosen, "--allow-overlap", *there)
     assert sentence.startswith("selections/m was made with allow_overlap false, now it is true")
 
@@ -128,7 +128,7 @@ def test_test_rows_that_are_asked_for_are_selected_and_the_report_shouts(
     g2is("report", *there)
     page = Page((tmp_path / "report.html").read_text()).text
     assert f"{TEST_ROWS} of the {POOL_ROWS + TEST_ROWS} rows of selection" in page
-    assert "learned by heart" in page
+    assert "memorization" in page
 
 
 def test_what_is_found_depends_neither_on_parts_nor_on_an_append(files, tiny_model, tmp_path, g2is):

@@ -1,4 +1,4 @@
-"""Ingest: from files to parts and back, what is set aside, and what stops it."""
+"""Ingest: from files to parts and back, rejected rows, and refused files."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def encoder(tiny_model):
 def ingest(encoder):
     """Writes a file's rows as the set `pool` of the workspace `ws`."""
 
-    def write_set(file, workspace="ws", schema="auto", max_rows=None, **settings):
+    def write_set(file, workspace="ws", schema="auto", max_rows=None, many=10_000, **settings):
         given = ReadSettings(**({"part_rows": 8} | settings))
         return write_examples(
             Workspace(workspace),
@@ -39,6 +39,7 @@ def ingest(encoder):
             given,
             schema=schema,
             max_rows=max_rows,
+            max_rejected_rows=many,
         )
 
     return write_set
@@ -114,16 +115,15 @@ def test_more_than_one_percent_of_bad_rows_stops_by_default(bad, stops, ingest):
     assert ingest(file, max_rejected=0.5)["rows"] == 99
 
 
-def test_a_pool_of_bad_rows_is_not_read_to_its_end(ingest, monkeypatch):
-    monkeypatch.setattr("g2is_ray.data.examples._MANY_REJECTED", 10)
+def test_a_pool_of_bad_rows_is_not_read_to_its_end(ingest):
     with pytest.raises(InputError, match=r"^pool\.jsonl: 10 of 11 rows cannot be used"):
-        ingest(write("pool.jsonl", row(0), *["{oops"] * 1000))
+        ingest(write("pool.jsonl", row(0), *["{oops"] * 1000), many=10)
     file = write("other.jsonl", *(row(i) for i in range(24)), *["{oops"] * 11)
-    assert ingest(file, "other", max_rejected=0.5)["rejected"] == 11
+    assert ingest(file, "other", many=10, max_rejected=0.5)["rejected"] == 11
 
 
 def test_max_rejected_of_one_does_not_accept_a_pool_of_nothing(ingest):
-    with pytest.raises(InputError, match="3 of 3 rows cannot be used, so nothing is left"):
+    with pytest.raises(InputError, match="3 of 3 rows cannot be used, so no row is left"):
         ingest(write("pool.jsonl", *["{oops"] * 3), max_rejected=1)
 
 
@@ -135,7 +135,7 @@ UNSUPERVISED = {
 
 
 @pytest.mark.parametrize("bad", UNSUPERVISED.values(), ids=UNSUPERVISED)
-def test_a_row_without_supervised_tokens_is_set_aside(bad, ingest):
+def test_a_row_without_supervised_tokens_is_rejected(bad, ingest):
     with pytest.raises(InputError, match=r"pool\.jsonl:1: .*assistant"):
         ingest(write("pool.jsonl", bad))
     assert json.loads(rejected()[0]["text"]) == bad

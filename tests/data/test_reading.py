@@ -1,7 +1,8 @@
-"""Reading: rows of every container, wherever it lies, and what happens to broken ones."""
+"""Reading: rows of every container in every storage, and broken files."""
 
 import datetime
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -57,12 +58,12 @@ def test_packed_files_in_several_pieces_are_read_to_the_end(pack):
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 64, 2**20])
-def test_a_json_array_reads_alike_through_any_window(window, monkeypatch):
+def test_a_json_array_reads_alike_through_any_window(window):
     rows = [{"n": -12.5, "t": True, "s": 'é🙂\\"]},[{', **ROW}, {"messages": HI, "id": 12345}]
     data = json.dumps(rows, ensure_ascii=True) + json.dumps(rows, ensure_ascii=False)
     data = data.replace("][", " ,\r\n\t").encode()
-    monkeypatch.setattr(json_rows, "_WINDOW", window)
-    assert [json.loads(one.record) for one in read("pool.json", data)] == rows * 2
+    found = json_rows.array_rows(io.BufferedReader(io.BytesIO(data)), "f", characters=window)
+    assert [row for _, row in found] == rows * 2
 
 
 def test_bad_rows_of_a_json_array_are_rejected_and_reading_goes_on():
@@ -92,11 +93,10 @@ def test_a_syntax_error_is_located():
         read("pool.json", b'["a", oops, "b"]')
 
 
-def test_an_endless_row_of_a_json_array_is_refused(monkeypatch):
-    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr(json_rows, "_WINDOW", 100)
+def test_an_endless_row_of_a_json_array_is_refused():
+    stream = io.BufferedReader(io.BytesIO(b'["' + b"x" * 100_000 + b'"]'))
     with pytest.raises(InputError, match="row 1 of the array is not JSON, or longer than"):
-        read("pool.json", b'["' + b"x" * 100_000 + b'"]')
+        list(json_rows.array_rows(stream, "f", characters=100, max_row_bytes=1000))
 
 
 def test_a_deep_row_of_a_json_array_is_refused():
@@ -109,14 +109,16 @@ def test_one_object_over_several_lines_is_refused():
         read("pool.json", json.dumps({"data": [ROW]}, indent=1).encode())
 
 
-def test_parquet_is_read(monkeypatch):
-    monkeypatch.setattr(tables, "_BATCH_ROWS", 2)
+def test_parquet_is_read():
     pq.write_table(pa.Table.from_pylist([{**ROW, "id": i} for i in range(5)]), "pool.parquet")
     found = read("pool.parquet")
     assert [(one.id, one.line, one.messages) for one in found] == [
         (str(i), i + 1, HI) for i in range(5)
     ]
     assert json.loads(found[0].record) == {**ROW, "id": 0}
+    with Path("pool.parquet").open("rb") as raw:
+        rows = [(line, row["id"]) for line, row in tables.parquet_rows(raw, batch_rows=2)]
+    assert rows == [(i + 1, i) for i in range(5)]
 
 
 def test_parquet_columns_beyond_json_are_recorded():

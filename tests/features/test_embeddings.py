@@ -1,4 +1,4 @@
-"""Embeddings are what they are said to be, whatever the batch, and are made once."""
+"""Embeddings are weighted means of hidden states in any batch, and are computed once."""
 
 import numpy as np
 import pytest
@@ -23,8 +23,8 @@ def computer(model, token_budget=80):
     return EmbeddingComputer(model, pad_id=0, token_budget=token_budget)
 
 
-def literally(model, one):
-    """The weighted mean of one row's hidden states, as RDS+ defines it."""
+def reference_embedding(model, one):
+    """Return the weighted mean of one row's hidden states, as RDS+ defines it."""
     with torch.no_grad():
         output = model(input_ids=torch.tensor([one.input_ids]), output_hidden_states=True)
     states = output.hidden_states[-1][0].double().numpy()
@@ -37,12 +37,12 @@ def literally(model, one):
 def test_an_embedding_is_the_weighted_mean_of_hidden_states_whatever_the_batch(name, token_budget):
     model, rows = causal_lm(name), examples()
     found = computer(model, token_budget).compute(rows)
-    wanted = np.stack([literally(model, one) for one in rows])
+    wanted = np.stack([reference_embedding(model, one) for one in rows])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_supervised_does_not_matter():
+def test_supervision_does_not_matter():
     rows = examples(3)
     wanted = computer(causal_lm()).compute(rows)
     for one in rows:
@@ -69,7 +69,7 @@ def test_an_example_that_never_fits_is_refused_with_its_length():
 
 @pytest.fixture
 def held(empty_folder, in_process, g2is, tiny_model):
-    """A pool in three parts and a target, and nothing else."""
+    """A workspace that has only a pool in three parts and a target."""
     write("pool.jsonl", *(row(i) for i in range(20)))
     write("val.jsonl", *(row(i) for i in range(30, 35)))
     read = ["--model", tiny_model, "--part-rows", "8", "--max-tokens", "64"]
@@ -77,7 +77,7 @@ def held(empty_folder, in_process, g2is, tiny_model):
     return Workspace("ws")
 
 
-def test_a_part_that_is_lost_is_made_again_alone(held, in_process, g2is):
+def test_only_a_lost_part_is_recomputed(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     parts = [f"embeddings/part-0000{part}" for part in range(3)]
     assert done_by(in_process) == [*parts, "targets/law/embeddings/part-00000"]
@@ -89,7 +89,7 @@ def test_a_part_that_is_lost_is_made_again_alone(held, in_process, g2is):
     assert held.require("embeddings", "embeddings")["rows"] == 20
 
 
-def test_rows_that_are_appended_alone_are_embedded(held, in_process, g2is):
+def test_only_appended_rows_are_embedded(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     before = FeatureSet(held, "embeddings").read_all()
     write("more.jsonl", *(row(i) for i in range(20, 25)))
@@ -108,7 +108,7 @@ def test_rds_selects_with_pool_target_and_embeddings_alone(held, g2is):
     assert held.require("selections/law", "select")["selected"] == 6
 
 
-def test_a_model_without_finite_embeddings_ends_the_stage(held, tiny_model):
+def test_a_model_without_finite_embeddings_fails_the_stage(held, tiny_model):
     execution, model = Session("ws", {}).execution, ModelSettings(model=tiny_model)
     writer = EmbeddingWriter(held, model=model, execution=execution, max_tokens=64)
     writer._computer._decoder.norm.weight.data.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Gradients come back from disk as the unit rows that went there, centered or not."""
+"""Features are read from disk as unit rows, centered or not."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ DIMENSIONS = 96
 
 @pytest.fixture
 def raw() -> np.ndarray:
-    """Gradients of very different lengths around a common mean; two are invalid."""
+    """Gradients with very different norms around a common mean; two are invalid."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((sum(PARTS), DIMENSIONS)) + 1.5) * rng.uniform(1, 1e4, (18, 1))
     x[[3, 15]] = 0
@@ -56,7 +56,7 @@ def test_centering_subtracts_the_mean_of_the_valid_rows(
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_taken_rows_are_the_whole_sets_own(workspace: Workspace, center: bool) -> None:
+def test_taken_rows_equal_those_of_the_whole_set(workspace: Workspace, center: bool) -> None:
     held = FeatureSet(workspace, "gradients", center=center)
     rows = np.array([17, 0, 7, 6, 13, 14, 7, 3])
     np.testing.assert_array_equal(held.take(rows), held.read_all()[rows])
@@ -64,7 +64,7 @@ def test_taken_rows_are_the_whole_sets_own(workspace: Workspace, center: bool) -
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_blocks_are_the_whole_in_order(
+def test_blocks_cover_all_rows_in_order(
     workspace: Workspace, center: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("g2is_ray.features.store.BLOCK_ROWS", 3)

@@ -1,4 +1,4 @@
-"""Gradients of a part: at one checkpoint or several, by one thread or two."""
+"""Gradients of a part are right at one checkpoint or several, by one thread or two."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,6 @@ from g2is_ray.config import (
 )
 from g2is_ray.data.examples import write_examples
 from g2is_ray.errors import InputError, SettingError
-from g2is_ray.features import gradient_writer
 from g2is_ray.features.gradient_writer import GradientWriter
 from g2is_ray.features.store import FeatureSet
 from g2is_ray.features.writer import FeaturePart
@@ -41,7 +40,7 @@ def workspace(tmp_path, tiny_model):
 
 
 def warm_up(workspace, tiny_model, *, count=1, std=0.05):
-    """Checkpoints with random weights and moments, as a warm-up would leave them."""
+    """Write checkpoints with random weights and moments, as a warm-up does."""
     files = {}
     base = loading.load_base(ModelSettings(model=tiny_model), torch.device("cpu"))
     model = loading.add_adapter(base, LoraSettings(lora_r=2), seed=0)
@@ -59,7 +58,7 @@ def warm_up(workspace, tiny_model, *, count=1, std=0.05):
     workspace.commit("warmup", "receipt", files, {"learning_rates": RATES[:count]})
 
 
-def writer(workspace, tiny_model, **gradients):
+def writer(workspace, tiny_model, max_part_bytes=2**33, **gradients):
     return GradientWriter(
         workspace,
         model=ModelSettings(model=tiny_model),
@@ -67,6 +66,7 @@ def writer(workspace, tiny_model, **gradients):
         seed=SeedSettings(),
         execution=ExecutionSettings(),
         max_tokens=48,
+        max_part_bytes=max_part_bytes,
     )
 
 
@@ -99,7 +99,7 @@ def test_two_threads_write_what_one_does(workspace, tiny_model):
 
 
 def test_dot_products_over_checkpoints_are_cosines_weighted_by_learning_rate(workspace, tiny_model):
-    """LESS, arXiv 2402.04333, equation 1 with Adam: a sum over checkpoints of η · cosine."""
+    """Source: LESS (arXiv 2402.04333), equation 1 with Adam: Σ η · cosine over checkpoints."""
     alone = []
     for number in (1, 2):
         warm_up(workspace, tiny_model, count=2)
@@ -137,7 +137,7 @@ def test_checkpoints_share_the_dimensions_of_a_projection(workspace, tiny_model)
     np.testing.assert_allclose(projected @ projected.T, exact @ exact.T, atol=0.06)
 
 
-def test_the_last_layers_alone_take_fewer_numbers(workspace, tiny_model):
+def test_gradients_of_the_last_layer_have_that_layers_dimensions(workspace, tiny_model):
     warm_up(workspace, tiny_model)
     for part in parts():
         writer(workspace, tiny_model, projection="none", lora_layers="last:1").write(part)
@@ -148,7 +148,7 @@ def test_the_last_layers_alone_take_fewer_numbers(workspace, tiny_model):
     )
 
 
-def test_a_stage_that_cannot_succeed_ends_with_its_first_part(workspace, tiny_model):
+def test_a_stage_that_cannot_succeed_fails_at_its_first_part(workspace, tiny_model):
     warm_up(workspace, tiny_model, std=0)
     with pytest.raises(InputError, match=r"^gradients: 6 of 12 examples .*: its gradient is zero"):
         writer(workspace, tiny_model).write(parts()[0])
@@ -157,12 +157,9 @@ def test_a_stage_that_cannot_succeed_ends_with_its_first_part(workspace, tiny_mo
     assert all(one["id"].endswith(f"pool.jsonl:{i}") for i, one in enumerate(receipt["invalid"], 1))
 
 
-def test_unprojected_rows_that_do_not_fit_are_refused_with_the_part_that_does(
-    workspace, tiny_model, monkeypatch
-):
+def test_a_part_that_does_not_fit_is_refused_with_the_largest_that_does(workspace, tiny_model):
     warm_up(workspace, tiny_model)
-    one = writer(workspace, tiny_model, projection="none")
     numbers = sum(weight.numel() for weight in checkpoints.read(workspace, 1).adapter.values())
-    monkeypatch.setattr(gradient_writer, "_MAX_PART_BYTES", 4 * 4 * numbers)
+    one = writer(workspace, tiny_model, max_part_bytes=4 * 4 * numbers, projection="none")
     with pytest.raises(SettingError, match=r"set part_rows to at most 4, or projection to sparse"):
         one.write(parts()[0])

@@ -1,11 +1,20 @@
-"""A batched gradient is the example's own, adjusted as LESS adjusts it."""
+"""Batched gradients equal those of single examples, and are adjusted as in LESS."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, HEADS, LLAMA, SMALL, VOCABULARY, adapter, examples
+from architectures import (
+    ARCHITECTURES,
+    HEADS,
+    LLAMA,
+    SMALL,
+    VOCABULARY,
+    Concatenated,
+    adapter,
+    examples,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM as Auto
@@ -14,7 +23,7 @@ from transformers import LlamaConfig
 from g2is_ray.chat.encoder import Encoded
 from g2is_ray.config import LoraSettings, ModelSettings
 from g2is_ray.errors import SettingError
-from g2is_ray.features.gradients import GradientComputer, adjusted, prepared
+from g2is_ray.features.gradients import GradientComputer, adjust_gradient, prepare_moments
 from g2is_ray.models.batches import Batch, batches_by_length
 from g2is_ray.models.loading import Moments, add_adapter, load_base, lora_parameters
 from g2is_ray.models.loss import SupervisedLoss
@@ -23,27 +32,11 @@ CPU = torch.device("cpu")
 
 
 def by_autograd(model: PeftModel, one: Encoded) -> dict[str, torch.Tensor]:
-    """Plain autograd on a single example, through transformers' own loss."""
+    """Return autograd's gradients of transformers' loss on a single example."""
     model.zero_grad()
     ids, labels = torch.tensor([one.input_ids]), torch.tensor([one.labels])
     model(input_ids=ids, labels=labels).loss.backward()
     return {name: p.grad.clone() for name, p in lora_parameters(model).items()}
-
-
-class Concatenated:
-    """In place of a projection: every coordinate of the gradient, by parameter name."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self.slices, self.dimensions = {}, 0
-        for name, parameter in lora_parameters(model).items():
-            self.slices[name] = slice(self.dimensions, self.dimensions + parameter.numel())
-            self.dimensions += parameter.numel()
-
-    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
-        out_bd[:, self.slices[name]] += gradient.reshape(len(gradient), -1)
-
-    def flat(self, gradients: dict[str, torch.Tensor]) -> np.ndarray:
-        return torch.cat([gradients[name].flatten() for name in self.slices]).numpy()
 
 
 def computer(
@@ -108,11 +101,11 @@ def test_gradient_checkpointing_does_not_matter(name: str) -> None:
     first.register_forward_hook(lambda *_: calls.append(1))
     found = one.compute(rows, adjust=False)
     np.testing.assert_allclose(found.projected, plain.projected, rtol=1e-4, atol=1e-6)
-    assert len(calls) == 2  # of the one batch: on the way forward, and again on the way back
+    assert len(calls) == 2  # one batch: in the forward pass, and again in the backward pass
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_losses_are_transformers_own(name: str) -> None:
+def test_losses_equal_those_of_transformers(name: str) -> None:
     model, rows = adapter(name), examples()
     with torch.no_grad():
         wanted = [
@@ -170,7 +163,7 @@ def test_dropout_is_off() -> None:
     assert np.array_equal(first, second)
 
 
-def test_only_the_last_layers_gradients_are_taken_where_asked() -> None:
+def test_lora_layers_restricts_gradients_to_the_last_layers() -> None:
     model, rows = adapter(), examples()
     last = [i for n, i in enumerate_coordinates(model) if ".layers.1." in n]
     whole = computer(adapter()).compute(rows, adjust=False).projected
@@ -196,7 +189,7 @@ def test_scalings_and_ranks_of_an_adapter_are_respected(lora: dict[str, object])
 
 
 @pytest.mark.parametrize("layers", ["last:3", "last:1"])
-def test_layers_that_are_not_there_are_refused(layers: str) -> None:
+def test_lora_layers_without_an_adapter_are_refused(layers: str) -> None:
     model = adapter(target_modules=["q_proj"], layers_to_transform=[0])
     with pytest.raises(SettingError, match=f"lora_layers {layers} does not fit.* 2 layers"):
         computer(model, lora_layers=layers)
@@ -224,10 +217,10 @@ def test_adjusted_gradients_equal_the_formula_on_flattened_parameters(b1: float,
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95), (0.5, 0.98)])
-def test_adjusting_is_adamws_own_step_but_for_bias_correction_and_place_of_epsilon(
+def test_adjusting_equals_a_step_of_adamw_without_bias_correction(
     betas: tuple[float, float],
 ) -> None:
-    """After so many steps that nothing is left of the one, and on v that dwarfs the other."""
+    """After 1e6 steps bias correction is gone, and v is large, so epsilon's place is too."""
     generator = torch.Generator().manual_seed(4)
     g, m = (torch.randn(5, 3, generator=generator) for _ in range(2))
     v = torch.rand(5, 3, generator=generator) + 0.1
@@ -240,19 +233,19 @@ def test_adjusting_is_adamws_own_step_but_for_bias_correction_and_place_of_epsil
     }
     weight.grad = g.clone()
     optimizer.step()
-    found = adjusted(g, prepared({"weight": (m, v)}, CPU, betas)["weight"], betas)
+    found = adjust_gradient(g, prepare_moments({"weight": (m, v)}, CPU, betas)["weight"], betas)
     torch.testing.assert_close(found, -weight.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_adjusting_leaves_its_input_alone() -> None:
     g, m, v = torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3)
-    adjusted(g, prepared({"weight": (m, v)}, CPU)["weight"])
+    adjust_gradient(g, prepare_moments({"weight": (m, v)}, CPU)["weight"])
     for tensor in (g, m, v):
         assert torch.equal(tensor, torch.ones(2, 3))
 
 
 def test_no_weight_gradient_of_a_frozen_weight_is_formed() -> None:
-    """A forward pass, a backward pass of activations as large, and the examples' gradients."""
+    """FLOPs are those of a forward pass, of an equal backward pass, and of the gradients."""
     model, rows = adapter(), examples()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         loss = SupervisedLoss(model)
@@ -261,19 +254,19 @@ def test_no_weight_gradient_of_a_frozen_weight_is_formed() -> None:
     one = computer(model)
     with FlopCounterMode(display=False) as both:
         one.compute(rows, adjust=False)
-    of = dict(both.get_flop_counts()["Global"])
-    own = of.pop(torch.ops.aten.bmm)  # δᵀx of every LoRA linear
-    assert own > 0
-    lora_tokens = own / 2 / sum(p.numel() for p in lora_parameters(model).values())
+    flops = dict(both.get_flop_counts()["Global"])
+    per_example = flops.pop(torch.ops.aten.bmm)  # δᵀx of every LoRA linear
+    assert per_example > 0
+    lora_tokens = per_example / 2 / sum(p.numel() for p in lora_parameters(model).values())
     assert lora_tokens == sum(
         len(batch) * max(len(rows[i].input_ids) for i in batch)
         for batch in batches_by_length([len(o.input_ids) for o in rows], 80)
     )
-    assert sum(of.values()) < 2.01 * forward.get_total_flops()
+    assert sum(flops.values()) < 2.01 * forward.get_total_flops()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_module_used_twice_accumulates(checkpointing: bool) -> None:
+def test_gradients_of_a_module_used_twice_are_summed(checkpointing: bool) -> None:
     class Twice(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module) -> None:
             super().__init__()
@@ -292,7 +285,7 @@ def test_module_used_twice_accumulates(checkpointing: bool) -> None:
 
 
 def test_an_adapter_of_zeros_is_named_invalid() -> None:
-    """With A = B = 0 all gradients are zero; with B = 0 alone, as in a fresh one, those of A."""
+    """With A = B = 0, all gradients are zero; a fresh adapter has only B = 0."""
     model = adapter(target_modules=["q_proj"])
     for parameter in lora_parameters(model).values():
         torch.nn.init.zeros_(parameter)
@@ -309,7 +302,7 @@ def test_an_infinite_loss_is_named_invalid() -> None:
     assert len(found.invalid) == 2 and not found.projected.any()
 
 
-def test_one_examples_nan_is_its_own() -> None:
+def test_one_examples_nan_does_not_reach_its_batch_mates() -> None:
     model, rows = adapter(), examples(4)
     poison = VOCABULARY - 1
     rows = [
@@ -334,7 +327,7 @@ def test_one_examples_nan_is_its_own() -> None:
 def test_examples_without_supervised_tokens_are_named_invalid() -> None:
     rows = examples(3)
     first = rows[1].input_ids[0]
-    rows[1].labels[:] = [first] + [-100] * (len(rows[1].labels) - 1)  # nothing precedes it
+    rows[1].labels[:] = [first] + [-100] * (len(rows[1].labels) - 1)  # it is never predicted
     found = computer(adapter()).compute(rows, adjust=False)
     assert found.invalid == {1: "it has no supervised tokens"}
     assert np.isnan(found.losses[1]) and not found.projected[1].any()
@@ -351,7 +344,7 @@ def test_examples_without_supervised_tokens_are_named_invalid() -> None:
     ],
     ids=["DoRA", "biases", "embeddings", "output layer", "modules to save"],
 )
-def test_what_is_not_supported_is_refused_by_name(lora: dict[str, object], problem: str) -> None:
+def test_unsupported_adapters_are_refused_by_name(lora: dict[str, object], problem: str) -> None:
     untied = LlamaConfig(**SMALL, **HEADS, tie_word_embeddings=False)
     model = get_peft_model(
         Auto.from_config(untied), LoraConfig(**{"r": 3, "target_modules": ["q_proj"], **lora})
@@ -386,7 +379,7 @@ def test_a_module_that_is_never_called_is_refused_by_name() -> None:
 
 
 class Memory:
-    """A device whose memory holds batches of so many padded tokens: a hook that refuses more."""
+    """Simulates a device whose memory holds batches of at most `tokens` padded tokens."""
 
     def __init__(self, model: PeftModel, tokens: int) -> None:
         self.refused: list[int] = []
@@ -402,7 +395,7 @@ class Memory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def test_a_batch_that_does_not_fit_halves_the_budget_for_good() -> None:
+def test_a_batch_that_does_not_fit_halves_the_budget_permanently() -> None:
     rows = examples()
     wanted = computer(adapter()).compute(rows, adjust=False)
     model = adapter()

@@ -1,4 +1,4 @@
-"""Projections: keyed by seed and name, linear, and true to inner products."""
+"""Projections depend on seed and name, are linear, and keep inner products."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_the_projection_is_linear(kind):
 
 
 @every_kind
-def test_it_adds_to_what_is_there(kind):
+def test_projections_are_added_to_the_output(kind):
     named = gradients(2)
     projection = make_projection(kind, 70, 0, SIZES)
     out = torch.ones(2, projection.dimensions)
@@ -80,7 +80,7 @@ def test_it_adds_to_what_is_there(kind):
 
 @random_kinds
 @pytest.mark.parametrize("other", [{"seed": 1}, {"name": "layers.1.lora_A.weight"}])
-def test_other_seeds_and_names_project_otherwise(kind, other):
+def test_other_seeds_and_names_give_other_projections(kind, other):
     gradient = torch.ones(1, 4, 30)
     first = project(kind, {"layers.0.lora_A.weight": gradient})
     name = other.get("name", "layers.0.lora_A.weight")
@@ -88,7 +88,7 @@ def test_other_seeds_and_names_project_otherwise(kind, other):
 
 
 @random_kinds
-def test_inner_products_are_kept_on_average_with_the_spread_that_theory_gives(kind):
+def test_inner_products_have_the_mean_and_spread_of_theory(kind):
     a = gradients(1, seed=3)
     b = {name: a[name] + 0.5 * other for name, other in gradients(1, seed=4).items()}
     flat_a, flat_b = (torch.cat([x[n].flatten() for n in SHAPES]).double() for x in (a, b))
@@ -119,7 +119,7 @@ def test_sparse_adds_every_coordinate_with_a_sign_to_one_dimension():
 
 
 def test_sparse_signs_are_the_same_everywhere():
-    """Gradients written by one release are compared with those of another: never change this."""
+    """Gradients of different releases are compared with each other: never change this."""
     out = project("sparse", {"w": torch.arange(1.0, 9.0)[None]}, dimensions=5, seed=7)
     assert out.tolist() == [[-8.0, -2.0, 3.0, 4.0, -1.0]]
 
@@ -132,7 +132,7 @@ def test_sparse_buckets_and_signs_are_even():
 
 
 def test_rademacher_signs_are_the_same_everywhere():
-    """Gradients written by one release are compared with those of another: never change this."""
+    """Gradients of different releases are compared with each other: never change this."""
     out = project("rademacher", {"w": torch.arange(1.0, 9.0)[None]}, dimensions=130, seed=7)
     last = [-16.0, 0.0, -28.0, 18.0, -18.0]
     torch.testing.assert_close(out[0, -5:] * 130**0.5, torch.tensor(last))
@@ -143,7 +143,7 @@ def test_rademacher_adds_every_coordinate_with_a_sign_to_every_dimension():
     torch.testing.assert_close(out.abs(), torch.full((SIZE, 100), 0.1))
 
 
-def test_words_are_those_of_the_published_generator():
+def test_words_equal_those_of_the_published_generator():
     words = [word % 2**64 for word in splitmix64(1234567, 0, 5, CPU).tolist()]
     assert words == [
         6457827717110365317,
@@ -170,14 +170,14 @@ def test_rademacher_signs_are_even_and_uncorrelated():
 
 
 @pytest.mark.parametrize("block_bytes", [1, 10_000, 2**30])
-def test_rademacher_gives_the_same_with_blocks_of_any_size(block_bytes):
+def test_rademacher_does_not_depend_on_the_block_size(block_bytes):
     named = gradients(3)
     found = add_all(RademacherProjection(70, 0, block_bytes=block_bytes), named)
     torch.testing.assert_close(found, project("rademacher", named))
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the size of the largest tensor that comes out of any operation."""
+    """Records the size of the largest tensor that any operation returns."""
 
     largest_bytes = 0
 
@@ -192,10 +192,10 @@ def test_rademacher_never_holds_more_than_a_block():
     out = torch.zeros(1, 1000)
     with LargestTensor() as seen:
         RademacherProjection(1000, 0, block_bytes=2**20).add(out, "w", gradient)
-    assert 2**18 < seen.largest_bytes <= 2**19  # the signs themselves; half is for making them
+    assert 2**18 < seen.largest_bytes <= 2**19  # the signs; generating them takes the other half
 
 
-def test_none_gives_every_coordinate_in_order_of_names():
+def test_none_keeps_every_coordinate_in_order_of_names():
     named = gradients(2)
     wanted = torch.cat([named[name].flatten(1) for name in sorted(named)], dim=1)
     assert torch.equal(project("none", named), wanted)
@@ -203,7 +203,7 @@ def test_none_gives_every_coordinate_in_order_of_names():
 
 @pytest.fixture(scope="module")
 def real_gradients(tiny_model):
-    """Unit gradients [n, p] of rows of the bundled pool, and the projection that kept them."""
+    """Unit gradients [n, p] of rows of the bundled pool, and the projection that keeps all p."""
     settings = ModelSettings(model=tiny_model)
     encoder = ChatEncoder(loading.load_tokenizer(settings), max_tokens=1024)
     pool = read_examples([str(Path(tiny_model).parent / "data" / "pool.jsonl")])

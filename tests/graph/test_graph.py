@@ -9,9 +9,9 @@ import pytest
 
 from g2is_ray.config import GraphSettings
 from g2is_ray.errors import SettingError, WorkspaceError
-from g2is_ray.features.arrays import mean_of_valid, normalize
 from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet, feature_files
+from g2is_ray.features.vectors import mean_of_valid, normalize
 from g2is_ray.graph import plan as graph_plan
 from g2is_ray.graph.builder import GraphBuilder, faiss_index
 from g2is_ray.graph.plan import GraphTask, extend_plan, make_plan, read_plan, steps, write_plan

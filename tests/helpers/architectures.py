@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that gradients are tested on, and rows for them."""
+"""Tiny random models of the architectures that tests cover, and rows for them."""
 
 import numpy as np
 import torch
@@ -43,6 +43,22 @@ ARCHITECTURES = {
 }
 
 
+class Concatenated:
+    """A projection that keeps every coordinate of the gradient, by parameter name."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.slices, self.dimensions = {}, 0
+        for name, parameter in lora_parameters(model).items():
+            self.slices[name] = slice(self.dimensions, self.dimensions + parameter.numel())
+            self.dimensions += parameter.numel()
+
+    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
+        out_bd[:, self.slices[name]] += gradient.reshape(len(gradient), -1)
+
+    def flat(self, gradients: dict[str, torch.Tensor]) -> np.ndarray:
+        return torch.cat([gradients[name].flatten() for name in self.slices]).numpy()
+
+
 def causal_lm(name: str = LLAMA) -> PreTrainedModel:
     torch.manual_seed(0)
     return Auto.from_config(ARCHITECTURES[name]).eval()
@@ -53,7 +69,7 @@ def adapter(name: str = LLAMA, attention: str = "sdpa", **lora: object) -> PeftM
     base = Auto.from_config(ARCHITECTURES[name], attn_implementation=attention)
     config = LoraConfig(**{"r": 3, "target_modules": "all-linear", "lora_dropout": 0.5, **lora})
     model = get_peft_model(base, config)
-    for parameter in lora_parameters(model).values():  # B too, or A would have no gradient
+    for parameter in lora_parameters(model).values():  # with B = 0, the gradients of A are zero
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 

@@ -27,7 +27,7 @@ import numpy as np
 import peft
 import torch
 import transformers
-from peft import PeftModel
+from architectures import Concatenated
 from tiny_configs import VARIANTS, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -97,19 +97,6 @@ def rows_for(model: PreTrainedModel, count: int = 6) -> list[Encoded]:
         labels[0], labels[-1] = -100, ids[-1]
         found.append(Encoded(input_ids=ids, labels=labels, tokens_before_truncation=len(ids)))
     return found
-
-
-class Concatenated:
-    """In place of a projection: every coordinate of the gradient, by parameter name."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self.slices, self.dimensions = {}, 0
-        for name, parameter in lora_parameters(model).items():
-            self.slices[name] = slice(self.dimensions, self.dimensions + parameter.numel())
-            self.dimensions += parameter.numel()
-
-    def add(self, out_bd: torch.Tensor, name: str, gradient: torch.Tensor) -> None:
-        out_bd[:, self.slices[name]] += gradient.reshape(len(gradient), -1)
 
 
 def make(kind: str) -> PreTrainedModel:

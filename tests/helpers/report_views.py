@@ -1,4 +1,4 @@
-"""What a report shows, made up, and pages read back, for tests of pages."""
+"""Made-up records of a report, and a parser of pages, for tests of pages."""
 
 import dataclasses
 import html.parser
@@ -7,11 +7,11 @@ from collections import Counter
 
 import numpy as np
 
-from g2is_ray.report.run_page import (
+from g2is_ray.report.pool_map import MapPoints
+from g2is_ray.report.views import (
     ComponentRow,
-    MapPoints,
     ModelScore,
-    Pick,
+    PickView,
     RunView,
     SelectionView,
     TargetView,
@@ -24,7 +24,7 @@ HOSTILE = (
 )
 
 
-def selection(name: str, picks: list[Pick], components: int = 3, **changes) -> SelectionView:
+def selection(name: str, picks: list[PickView], components: int = 3, **changes) -> SelectionView:
     """A selection whose component rows agree with its picks."""
     steps = Counter((pick.component, pick.step) for pick in picks)
     rows = [
@@ -54,7 +54,7 @@ def selection(name: str, picks: list[Pick], components: int = 3, **changes) -> S
     return dataclasses.replace(view, **changes)
 
 
-def walk_picks(count: int, components: int = 3, sources: int = 4) -> list[Pick]:
+def walk_picks(count: int, components: int = 3, sources: int = 4) -> list[PickView]:
     """`count` picks, component after component, each with an anchor, steps and fallbacks."""
     picks = []
     for place in range(count):
@@ -64,7 +64,7 @@ def walk_picks(count: int, components: int = 3, sources: int = 4) -> list[Pick]:
         fields = {"rank": place + 1, "row": 3 * place, "id": f"id-{place}", "step": step}
         fields |= {"component": component, "group": f"source-{place % sources}"}
         fields |= {"similarity": 0.4137 if first else 0.8321, "text": f"What is {place} + 1?"}
-        picks.append(Pick(answer=f"It is {place + 1}.", **fields))
+        picks.append(PickView(answer=f"It is {place + 1}.", **fields))
     return picks
 
 
@@ -105,9 +105,8 @@ def run(**changes) -> RunView:
         invalid_rows=5,
         pool_groups={f"source-{i}": 200 * (i + 1) for i in range(4)},
         settings={"gradients": {"dimensions": 8_192}},
-        timings=[Timing("gradients", 3_725.0, 2, "one part redone"), ("walk", 1.5, 1, "")],
+        timings=[Timing("gradients", 3_725.0, 2), Timing("walk", 1.5, 1)],
         graph={"neighbors": 32, "center": True, "mean_similarity": 0.4125},
-        command="g2is run --fraction 0.015",
     )
     return dataclasses.replace(view, **changes)
 

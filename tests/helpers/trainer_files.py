@@ -23,7 +23,7 @@ def change_optimizer(folder, alter):
 
 
 def refusal(workspace, folders, settings):
-    """The one sentence that an import is refused with; nothing is to be written."""
+    """Return the sentence with which an import is refused; require that nothing is written."""
     with pytest.raises(InputError) as refused:
         import_checkpoints(workspace, folders, settings)
     assert not workspace.names("warmup")

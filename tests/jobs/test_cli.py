@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from pool_files import row, write
 
-from jobs.cli import COMMANDS, main
+from g2is_ray.config import fields_of
+from jobs.cli import main
+from jobs.commands import COMMANDS, STAGES
+from jobs.flags import RENAMED
 from jobs.ingest import ingest as read
 
 FEW = ["--max-tokens", "200"]
@@ -48,11 +51,16 @@ def receipt(stage):
 
 
 def test_every_command_says_what_it_takes(capsys):
-    for command in [*COMMANDS, "submit", "walk", "export"]:
+    for name, command in COMMANDS.items():
         with pytest.raises(SystemExit) as end:
-            main([command, "--help"])
+            main([name, "--help"])
         assert end.value.code == 0
-        assert "usage: g2is" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert f"usage: g2is {name} " in shown
+        for cls in command.settings:  # each group under its title
+            title = cls.__doc__.splitlines()[0]
+            assert f"\n{title}:\n" in shown
+            assert all(f"--{setting.replace('_', '-')}" in shown for setting in fields_of([cls]))
 
 
 def test_yaml_and_flags_have_the_same_names_and_flags_win(g2is, tiny_model):
@@ -75,8 +83,8 @@ def test_hyphens_in_yaml_are_as_in_flags(g2is, tiny_model):
     [
         ("fractoin: 0.1", "run.yaml: there is no setting fractoin; did you mean fraction?"),
         ("max_tokes: 9", "run.yaml: there is no setting max_tokes; did you mean max_tokens?"),
-        ("qqq: 1", "run.yaml: there is no setting qqq"),
-        ("1: 2", "run.yaml: there is no setting 1"),
+        ("qqq: 1", "run.yaml: there is no setting qqq; `g2is run --help` lists the settings"),
+        ("1: 2", "run.yaml: there is no setting 1; `g2is run --help` lists the settings"),
         ("- pool", "run.yaml: needs settings as `name: value` lines"),
         ("just text", "run.yaml: needs settings as `name: value` lines"),
     ],
@@ -145,16 +153,99 @@ def test_a_target_name_cannot_leave_its_folder(name, ingest, refused, folder):
 
 
 @pytest.mark.parametrize("value", ["val.jsonl", "=val.jsonl", "name="])
-def test_a_target_needs_name_and_file(value, ingest, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(ingest("--target", value))
-    assert end.value.code == 2
-    assert "--target needs NAME=FILE" in capsys.readouterr().err
+def test_a_target_needs_name_and_file(value, ingest, refused):
+    assert "--target needs NAME=FILE" in refused(*ingest("--target", value))
 
 
 def test_a_test_without_its_target_is_refused(ingest, refused):
     sentence = refused(*ingest("--test", "math=val.jsonl"))
     assert sentence == "test math has no target of that name; give --target math=FILE"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("", "no command is given: `g2is run` runs the main job, and `g2is --help` lists all"),
+        ("rnu", "there is no command rnu; did you mean run?"),
+        ("zzz", "there is no command zzz; `g2is --help` lists the commands"),
+        ("run --taget a=b", "`g2is run` has no flag --taget; did you mean --target?"),
+        ("run --max-tokns=9", "`g2is run` has no flag --max-tokns; did you mean --max-tokens?"),
+        ("tune --pool x", "`g2is tune` has no flag --pool; it is a flag of run, ingest, submit"),
+        ("run --zzz", "`g2is run` has no flag --zzz; `g2is run --help` lists all"),
+        ("run x.jsonl", "`g2is run` does not take 'x.jsonl': values follow a flag, as in --pool"),
+        ("run --max-tokens", "argument --max-tokens: expected one argument; `g2is run --help`"),
+        ("run --preset x", "argument --preset: invalid choice: 'x' (choose from "),
+        ("run", "workspace, pool, model and target are not set: give `g2is run --workspace "),
+        ("run --pool x", "workspace, model and target are not set: give `g2is run --workspace "),
+        ("run --workspace ws", "pool is not set: give --pool. "),
+        ("select", "workspace is not set: give --workspace DIRECTORY_OR_URL"),
+        ("submit --workspace s3://a/b", "address should be the URL of the cluster's dashboard"),
+    ],
+)
+def test_a_command_line_that_cannot_be_run_is_told_the_next_step(arguments, sentence, refused):
+    assert refused(*arguments.split()).startswith(sentence)
+
+
+def test_a_first_run_without_a_target_reads_nothing(ingest, refused):
+    arguments = ["run", *ingest()[1:]]
+    assert refused(*arguments) == "target is not set: give --target NAME=FILE at least once"
+    assert not Path("ws/pool").exists()
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_renamed_setting_is_refused_with_its_new_name(name, refused):
+    old, new = (f"--{one.replace('_', '-')}" for one in (name, RENAMED[name]))
+    assert refused("run", old, "9") == f"{old} is called {new} now"
+    assert refused(*yaml_of(f"{name}: 9")) == (
+        f"run.yaml: the setting {name} is called {RENAMED[name]} now"
+    )
+    assert fields_of(STAGES).keys() & {name, RENAMED[name]} == {RENAMED[name]}
+
+
+def test_settings_of_every_command_may_stand_in_one_file(g2is, tiny_model):
+    more = "pool: pool.jsonl\nmethods: [random]\nseeds: [1]\nreference: random"
+    g2is(*yaml_of(more, model=tiny_model), *FEW)
+    assert receipt("pool")["rows"] == 30
+
+
+# Start-up
+
+HEAVY = ["torch", "ray", "transformers", "peft", "sklearn", "scipy", "datasets", "aiohttp"]
+
+IMPORTED = """
+import sys, g2is
+try:
+    status = g2is.main()
+except SystemExit as end:
+    status = end.code
+print(status, *(name for name in sys.argv[-1].split(",") if name in sys.modules))
+"""
+
+
+def imported(*arguments):
+    """Exit status of `g2is`, and the libraries of `HEAVY` that it has imported."""
+    program = IMPORTED.replace("sys.argv[-1]", repr(",".join(HEAVY)))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True
+    )
+    status, *names = done.stdout.splitlines()[-1].split()
+    return int(status), names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        ("run --help", 0),
+        ("run --taget a=b", 2),
+        ("run --fraction 7 --workspace ws", 2),
+        ("run --workspace ws", 2),
+        ("select --workspace ws", 2),
+    ],
+)
+def test_a_command_without_work_imports_no_heavy_library(arguments, status):
+    assert imported(*arguments.split()) == (status, [])
 
 
 # Models
@@ -203,7 +294,10 @@ def test_a_model_that_is_not_there_is_named(kind, ingest, refused, tiny_model):
 # Commands on a workspace
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("run", "ingest")])
+JOBS = [n for n, one in COMMANDS.items() if one.access in ("reads", "writes")]
+
+
+@pytest.mark.parametrize("command", [name for name in JOBS if name not in ("run", "ingest")])
 def test_a_command_without_a_workspace_says_what_makes_one(command, refused):
     sentence = refused(command, "--workspace", "none")
     assert sentence == "none is not a workspace; `g2is ingest` or `g2is run` makes one"
@@ -227,7 +321,7 @@ def test_a_stage_names_the_one_it_waits_for(command, earlier, ingest, g2is, refu
 
 def test_sizes_are_refused_before_the_hours_they_would_cost(ingest, refused, monkeypatch):
     later = (read, lambda session: pytest.fail("a later stage began"))
-    monkeypatch.setattr("jobs.run.stages", lambda session: later)
+    monkeypatch.setattr("jobs.main_job.stages", lambda session: later)
     arguments = ["run", *ingest("--target", "t=val.jsonl", "--fraction", "0.5")[1:]]
     assert refused(*arguments) == "neighbors must be below the number of rows, 30, got 32"
     sentence = refused(*arguments, "--neighbors", "5", "--fraction", "0.01")

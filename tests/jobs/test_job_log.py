@@ -113,7 +113,7 @@ def test_a_head_that_was_replaced_is_named():
     [
         ("/usr/bin/python: No module named jobs\n", 1),
         (
-            "Error while finding module specification for 'jobs.run' (ModuleNotFoundError: "
+            "Error while finding module specification for 'jobs.main_job' (ModuleNotFoundError: "
             "No module named 'jobs')\n",
             1,
         ),

@@ -233,6 +233,7 @@ def test_a_warm_up_that_was_removed_by_hand_begins_anew(
     run(["ingest", *command(inputs, workspace)[1:]])
     warm_up = ["warmup", "--config", str(inputs / "run.yaml"), "--workspace", str(workspace)]
     warm_up += ["--address", ray_address]
+    warm_up += ["--warmup-epochs", "12"]  # long enough to be interrupted after checkpoint 1
     driver = subprocess.Popen(
         [*G2IS, *warm_up], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
     )

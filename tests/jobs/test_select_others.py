@@ -10,14 +10,14 @@ from selection_workspace import ROWS, TARGET_ROWS, TARGETS, make_workspace, sele
 
 from g2is_ray.config import SELECTORS, WalkSettings
 from g2is_ray.data.examples import ExampleSet
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.rows import ArrayRows
 from g2is_ray.features.store import FeatureSet
+from g2is_ray.features.vectors import normalize
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.report.collect import target_view
 from g2is_ray.selection.selection import select
 from g2is_ray.workspace.workspace import Workspace
-from jobs.run import stages
+from jobs.main_job import stages
 from jobs.session import Session
 
 OTHERS = [name for name in SELECTORS if name != "walk"]

@@ -50,9 +50,9 @@ def test_what_only_reads_is_not_kept_waiting(ws):
 
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_commands_that_do_not_write_stages_only_read(command):
-    from jobs.cli import COMMANDS
+    from jobs.commands import COMMANDS
 
-    assert not COMMANDS[command].writes
+    assert COMMANDS[command].access == "reads"
 
 
 def test_two_names_of_one_workspace_are_one(ws, tmp_path):

@@ -360,7 +360,7 @@ class TestExitStatus:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_rays_own_command_runs_the_job_from_a_checkout(cluster: str, tmp_path: Path) -> None:
-    job = ["python", "-m", "jobs.run", "--config", "examples/demo.yaml"]
+    job = ["python", "-m", "jobs.main_job", "--config", "examples/demo.yaml"]
     few = ["--pool", "examples/data/target-gsm8k-val.jsonl", "--neighbors", "2000"]
     ray = str(Path(sys.executable).with_name("ray"))
     done = finish(

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from g2is_ray.config import WalkSettings, build, fields_of
 from g2is_ray.graph.search import knn_graph
-from jobs.cli import _parser
+from jobs.flags import parser_of
 from jobs.walk import DEFAULTS, ArraySettings
 
 ORACLES = sorted((Path(__file__).parents[1] / "oracle").glob("*.json"))
@@ -103,7 +103,9 @@ def test_the_default_is_the_paper_with_a_full_budget():
 
 def test_every_flag_has_a_help_text():
     parser = next(
-        action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)
+        action
+        for action in parser_of(["walk"])._actions
+        if isinstance(action, argparse._SubParsersAction)
     ).choices["walk"]
     flags = {action.dest: action.help for action in parser._actions}
     assert fields_of([ArraySettings, WalkSettings]).keys() <= flags.keys()

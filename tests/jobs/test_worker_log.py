@@ -16,8 +16,9 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
+def terminal(monkeypatch, caplog):
     """What Ray would print on the terminal."""
+    caplog.set_level(logging.INFO, logger="jobs.worker_log")  # an earlier test may have debugged
     printed = []
     monkeypatch.setattr(dispatcher, "emit", printed.append)
     return printed

@@ -18,12 +18,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.config import LoraSettings, ModelSettings
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.features.dry_run import check_gradients
 from g2is_ray.features.embeddings import EmbeddingComputer
 from g2is_ray.models.batches import Batch
-from g2is_ray.models.limits import LimitedEncoder, Limits, limits_of
+from g2is_ray.models.limits import Limits, limits_of
 from g2is_ray.models.loading import add_adapter, load_base, load_tokenizer, lora_parameters
 from g2is_ray.models.lora_targets import attention_projections
 from g2is_ray.models.loss import SupervisedLoss
@@ -205,11 +206,11 @@ def test_a_token_beyond_the_embedding_is_refused_and_such_a_padding_token_replac
     settings = saved(tmp_path, AutoModelForCausalLM.from_config(config), tokenizer)
     found = load_tokenizer(settings)
     assert found.pad_token_id < size
-    encoder = LimitedEncoder(found, max_tokens=64, limits=Limits(size, None))
+    encoder = ChatEncoder(found, max_tokens=64, vocabulary=size)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     encoder.encode(turns)
     turns[0]["content"] = "[PAD]"
-    with pytest.raises(InputError, match=rf"'\[PAD\]' has number {size}, .* {size} rows"):
+    with pytest.raises(InputError, match=rf"'\[PAD\]' has id {size}, .* {size} rows"):
         encoder.encode(turns)
 
 

@@ -1,4 +1,4 @@
-"""The page of a comparison: numbers are those given, texts stay texts, odd cases still render."""
+"""The page of a comparison shows the given numbers, escapes texts, and renders odd cases."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ def interval(mean: float, half: float = 0.0123) -> Interval:
 
 
 def method(name: str, loss: float, reference: float | None, seeds: int, **changes) -> MethodRow:
-    """A method whose losses over seeds have the mean `loss`; `reference` is the other's mean."""
+    """Return a method with mean loss `loss` over seeds; `reference` is the reference's mean."""
     row = MethodRow(
         name=name,
         settings={"selector": name, "budget_tokens": 5177},
@@ -82,20 +82,20 @@ def text_of(found: Comparison) -> str:
 
 
 def plain(text: str) -> str:
-    """With the signs and spaces of a keyboard."""
+    """Return the text with the signs and spaces of a keyboard."""
     return text.translate({0x2212: "-", 0xD7: "x", 0x202F: " "})
 
 
-def test_test_rows_in_pool_and_selections_are_said_beside_the_losses():
+def test_overlap_with_test_rows_is_stated_at_the_losses():
     told = "3 of the 200 test rows of math are in the pool: 3 word for word."
     one = target(notes=[told])
     clean = text_of(comparison(one))
     assert f"Overlap: {told} Losses" in clean
-    assert "learned by heart" not in clean
+    assert "memorization" not in clean
     leaky = [dataclasses.replace(row, like_tests=2.0) for row in one.methods if row.name == "walk"]
     rest = [row for row in one.methods if row.name != "walk"]
     text = text_of(comparison(dataclasses.replace(one, methods=[*leaky, *rest])))
-    assert "2 of the 87 rows of walk are like test rows: its losses show what the model" in text
+    assert "2 of the 87 rows of walk are like test rows: losses after tuning" in text
 
 
 def test_the_result_is_a_plain_sentence():
@@ -103,10 +103,10 @@ def test_the_result_is_a_plain_sentence():
     assert "The method with the lowest mean loss is walk : 1.1234 over 3 seeds" in text
     assert "the untuned model has 1.3145." in text
     reference = (
-        "random, the reference, is -0.0678 (95 % interval -0.0801 to -0.0555), which excludes"
+        "random, the reference, is -0.0678 (95% interval -0.0801 to -0.0555), which excludes"
     )
     assert f"Its difference to {reference} zero." in text
-    second = "less, the second best, is -0.0067 (95 % interval -0.0190 to +0.0056), which does not"
+    second = "less, the second best, is -0.0067 (95% interval -0.0190 to +0.0056), which does not"
     assert f"Its difference to {second} exclude zero" in text
 
 
@@ -116,13 +116,13 @@ def test_a_reference_that_is_best_is_not_compared_with_itself():
     assert text.count("Its difference to") == 1
 
 
-def test_a_tuned_model_that_does_not_improve_is_called_so():
+def test_a_tuned_model_that_does_not_improve_is_pointed_out():
     assert "1.3145, which is not worse." in text_of(comparison(target(means={"random": 1.4})))
     assert "not worse" not in text_of(comparison())
 
 
-def test_one_seed_is_said_to_be_one():
-    assert "One seed: the intervals are of the test rows alone" in text_of(comparison(seeds=1))
+def test_a_single_seed_gets_a_warning():
+    assert "One seed: the intervals cover the test rows only" in text_of(comparison(seeds=1))
     assert "One seed" not in text_of(comparison())
 
 
@@ -131,27 +131,27 @@ def test_unequal_training_is_pointed_out():
     methods[0] = dataclasses.replace(methods[0], train_tokens=7_000.0)
     text = text_of(comparison(target(methods=methods)))
     assert "walk on 7,000 supervised tokens, " in text
-    assert "not trained on the same amount" not in text_of(comparison())
+    assert "trained on different amounts" not in text_of(comparison())
 
 
 def test_numbers_of_each_method_are_shown():
     text = text_of(comparison())
-    assert "5,177 supervised tokens, 5.0 % of the pool's" in text
+    assert "5,177 supervised tokens, 5.0% of the pool's" in text
     for shown in ("31 / 118 / 305", "7.5x", "10,321", "1 h 02 min", "1 min 01 s", "32.8 MB"):
         assert text.count(shown) == len(MEANS)
-    assert "walk 1.1234 0.0040 -0.0678 -0.0801 to -0.0555 25.0 % +3.1 +1.9 to +4.3" in text
-    assert "(untuned model) 1.3145 5.0 %" in text
+    assert "walk 1.1234 0.0040 -0.0678 -0.0801 to -0.0555 25.0% +3.1 +1.9 to +4.3" in text
+    assert "untuned model 1.3145 5.0%" in text
     assert "for 14 optimizer steps" in text and "tune_learning_rate 0.0005" in text
 
 
-def test_pairs_are_told_by_row_and_column_and_emphasized_where_zero_is_excluded():
+def test_pairs_whose_interval_excludes_zero_are_emphasized():
     page = plain(render_comparison(comparison()))
     walk_less_tfidf = '<td class="better" title="-0.0743 (-0.0866 to -0.0620)">-0.0743</td>'
     assert page.count(walk_less_tfidf) == 1
     assert page.count('<td class="even" title="+0.0067 (-0.0056 to +0.0190)">+0.0067</td>') == 1
     assert page.count('<td class="worse" title=') == page.count('<td class="better" title=') == 4
     assert "about 0.3 of these 6 pairs" in Page(page).text
-    assert page.count("43 %</td>") == page.count("12 %</td>") == 6
+    assert page.count("43%</td>") == page.count("12%</td>") == 6
 
 
 def test_charts_show_each_seed_mean_and_interval():
@@ -171,7 +171,7 @@ def test_an_untuned_model_far_away_is_left_off_the_scale():
     assert 'class="base"' in render_comparison(comparison())
 
 
-def test_without_answers_nothing_is_said_of_exact_match():
+def test_exact_match_is_left_out_without_answers():
     methods = [
         dataclasses.replace(row, exact_matches=[], exact_match_to_reference=None)
         for row in target().methods
@@ -229,11 +229,11 @@ def test_odd_comparisons_render(means, seeds):
     assert "nan" not in words and "none" not in words and "inf" not in words
 
 
-def test_no_difference_is_told_apart_from_none():
+def test_a_difference_of_zero_does_not_exclude_zero():
     equal = target(means={"random": 1.2, "walk": 1.2}, seeds=1)
     zero = {a: {b: interval(0.0, 0.0) for b in ("random", "walk")} for a in ("random", "walk")}
     text = text_of(comparison(dataclasses.replace(equal, differences=zero), seeds=1))
-    assert "is 0.0000 (95 % interval 0.0000 to 0.0000), which does not exclude zero" in text
+    assert "is 0.0000 (95% interval 0.0000 to 0.0000), which does not exclude zero" in text
 
 
 def test_targets_have_a_section_each_and_a_table_of_contents():

@@ -1,4 +1,4 @@
-"""The report: everything of the data is escaped, numbers are right, odd runs still render."""
+"""The report escapes all data, shows the right numbers, and renders odd runs."""
 
 import dataclasses
 import html
@@ -14,7 +14,9 @@ from report_views import HOSTILE, Page, run, score, selection, some_points, targ
 
 from g2is_ray.errors import InputError
 from g2is_ray.report.pages import clean, duration
-from g2is_ray.report.run_page import MapPoints, Timing, map_points, render
+from g2is_ray.report.pool_map import MapPoints, map_points
+from g2is_ray.report.run_page import render
+from g2is_ray.report.views import Timing
 from g2is_ray.selection.lift import own_share
 
 
@@ -26,12 +28,12 @@ def hostile_page() -> str:
     ]
     picks[-1] = dataclasses.replace(picks[-1], step=HOSTILE, component=None)
     main = selection(HOSTILE, picks, title=HOSTILE, settings={HOSTILE: HOSTILE, "n": [HOSTILE]})
-    texts = ("model", "workspace", "version", "created", "machine", "command")
+    texts = ("model", "workspace", "version", "created", "machine")
     hostile_run = run(
         **dict.fromkeys(texts, HOSTILE),
         pool_groups={HOSTILE: 100, "other": 3},
         settings={HOSTILE: {HOSTILE: {HOSTILE: HOSTILE}}},
-        timings=[Timing(HOSTILE, 1.0, 1, HOSTILE)],
+        timings=[Timing(HOSTILE, 1.0, 1)],
         graph={HOSTILE: HOSTILE},
     )
     hostile_target = target(
@@ -71,11 +73,11 @@ def test_page_needs_nothing_from_the_network():
 
 def test_numbers_of_the_run_are_shown():
     text = Page(render(run(), [target()], some_points())).text
-    for shown in ("1.345", "1.134", "1.188", "\u22120.211", "12,345", "25.0", "better by 0.054"):
+    for shown in ("1.345", "1.134", "1.188", "\u22120.211", "12,345", "25.0%", "better by 0.054"):
         assert shown in text
     assert "30 of 2,000 examples" in text
     assert "17 rows rejected" in text and "23 cut" in text and "5 without" in text
-    assert "1 h 02 min" in text and "one part redone" in text
+    assert "1 h 02 min" in text
     assert "2502.11062" in text and "2402.04333" in text
 
 
@@ -102,12 +104,12 @@ def test_a_worse_selection_is_called_worse():
     assert "worse by 0.100" in Page(render(run(), [target(scores=scores)], None)).text
 
 
-def test_several_seeds_are_averaged_and_one_is_said_to_be_one():
+def test_several_seeds_are_averaged_and_a_single_one_gets_a_warning():
     scores = [score("base", "base", 2.0)]
     scores += [score("selection", "selection", loss, seed=s) for s, loss in enumerate((1.2, 1.4))]
     text = Page(render(run(), [target(scores=scores)], None)).text
-    assert "goes from 2.000 to 1.300" in text and "2 seeds" in text
-    assert "One seed is one seed" in Page(render(run(), [target()], None)).text
+    assert "from 2.000 to 1.300" in text and "2 seeds" in text
+    assert "With one seed" in Page(render(run(), [target()], None)).text
 
 
 def test_replies_that_were_cut_are_counted():
@@ -154,13 +156,13 @@ def test_map_is_deterministic(count, dimensions):
     np.testing.assert_array_equal(one.rows, np.arange(count) * 7)
 
 
-def test_map_of_equal_gradients_is_one_point():
+def test_the_map_of_equal_features_is_one_point():
     points = map_points(np.ones((80, 4), np.float32) / 2, np.arange(80), ["a"] * 80, seed=0)
     assert np.abs(points.xy).max() < 1e-3
     assert "<svg" in render(run(), [target()], points)
 
 
-def test_map_refuses_what_does_not_fit():
+def test_the_map_refuses_unequal_lengths_and_infinite_features():
     with pytest.raises(InputError, match="one row number"):
         map_points(unit_rows(4, 3), np.arange(3), ["a"] * 4, seed=0)
     with pytest.raises(InputError, match="not finite"):
@@ -198,25 +200,25 @@ def test_odd_targets_render(odd, points):
 
 
 def test_empty_run_renders():
-    empty = run(pool_rows=0, pool_groups={}, settings={}, timings=[], graph={}, command="")
+    empty = run(pool_rows=0, pool_groups={}, settings={}, timings=[], graph={})
     nothing = MapPoints(xy=np.zeros((0, 2)), rows=np.zeros(0, int), groups=[])
     Page(render(empty, [], None))
     Page(render(empty, [target(main=selection("main", []), others=[], rows=0)], nothing))
 
 
-def test_small_sources_are_folded_but_own_ones_are_kept():
+def test_small_sources_share_a_row_unless_the_target_has_them():
     pool = {f"s{i}": 10 + i for i in range(60)}
     page = render(run(pool_groups=pool), [target(groups={"s0": 5})], None)
     text = Page(page).text
     assert "smaller sources" in text
-    assert re.search(r"s0\s+target's own", text)
+    assert re.search(r"s0\s+in target", text)
     assert page.count('<th scope="row" class="name">') < 30
 
 
 def test_large_selections_are_thinned():
     page = render(run(), [target(count=20_000)], some_points(5_000))
     assert len(page) < 2_000_000
-    assert "A sample of the 20,000 picks is drawn" in page
+    assert "The chart shows a sample of the 20,000 picks" in page
     assert page.count('class="step ') < 2_000
 
 
@@ -272,14 +274,14 @@ def dumped(page: str, folder: Path) -> str:
 @pytest.mark.browser
 def test_browser_shows_headings_and_charts(tmp_path):
     dom = dumped(render(run(), [target()], some_points()), tmp_path)
-    for heading in ("Evaluation", "Where the selection lies", "Sources before and after", "Time"):
+    for heading in ("Evaluation", "Map of the selection", "Sources before and after", "Time"):
         assert f"<h3>{heading}</h3>" in dom
     assert dom.count("<svg") > 10
     assert 'class="ring c0"' in dom
 
 
 @pytest.mark.browser
-def test_browser_runs_nothing(tmp_path):
+def test_the_browser_runs_no_script(tmp_path):
     page = hostile_page()
     title = re.search("<title>.*?</title>", page).group()
     act = "document.title='owned'"

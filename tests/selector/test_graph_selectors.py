@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from selection_workspace import clustered, graph_of
 
-from g2is_ray.features.arrays import normalize
+from g2is_ray.features.vectors import normalize
 from g2is_ray.selector.graph import lazy_greedy
 from g2is_ray.selector.interface import Pool, Target
 from g2is_ray.selector.registry import find

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from g2is_ray.config import WalkSettings
-from g2is_ray.features.arrays import normalize
 from g2is_ray.features.rows import ArrayRows
+from g2is_ray.features.vectors import normalize
 from g2is_ray.graph.search import knn_graph
 from g2is_ray.selection.budget import Budget
 from g2is_ray.selection.selection import carry_out, knowledge_of

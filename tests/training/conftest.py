@@ -20,7 +20,7 @@ def settings(tiny_model):
 
 @pytest.fixture(scope="session")
 def train(tiny_model, tmp_path_factory):
-    """Trains four steps as a user would, saving after 2 and 4; returns the Trainer."""
+    """A function that trains four steps, saving after 2 and 4, and returns the Trainer."""
 
     def run(optim="adamw_torch", *, r=4, targets=ALL, **arguments):
         folder = tmp_path_factory.mktemp("training")
@@ -61,7 +61,7 @@ def other(train):
 
 @pytest.fixture
 def folders(trained, tmp_path):
-    """Copies of a training's two checkpoint folders, to be altered."""
+    """Copies of a training's two checkpoint folders, for tests to change."""
     copied = [tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"]
     for folder in copied:
         shutil.copytree(Path(trained.args.output_dir) / folder.name, folder)

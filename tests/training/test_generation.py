@@ -1,4 +1,4 @@
-"""Greedy replies: what a plain loop over one prompt writes, for every model and its settings."""
+"""Greedy replies equal those of a plain loop over one prompt, for every kind of model."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def prompts(encoder):
 
 
 def random_model(config):
-    """Of weights so large that every token of a prompt matters."""
+    """Return a model with weights so large that every token of a prompt matters."""
     torch.manual_seed(0)
     model = Auto.from_config(config).float().eval()
     with torch.no_grad():
@@ -85,7 +85,7 @@ def random_model(config):
 
 @torch.no_grad()
 def loop(model, tokenizer, prompt, ends, room=ROOM):
-    """The reply by argmax of one token after another, the whole text computed for each."""
+    """Return the reply by argmax; every step computes the whole text."""
     new = []
     while len(new) < room:
         ids = torch.tensor([prompt + new])
@@ -105,13 +105,13 @@ def texts(*given, **options):
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_replies_are_a_plain_loops(config, encoder, tokenizer, prompts):
+def test_replies_equal_those_of_a_plain_loop(config, encoder, tokenizer, prompts):
     model = random_model(config)
     wanted = [loop(model, tokenizer, prompt, {2}) for prompt in prompts]
     assert texts(model, encoder, prompts) == wanted
 
 
-def test_an_adapters_replies_are_a_plain_loops(model, encoder, tokenizer, prompts):
+def test_replies_with_an_adapter_equal_those_of_a_plain_loop(model, encoder, tokenizer, prompts):
     base = [loop(model, tokenizer, prompt, {2}) for prompt in prompts]
     tuned = add_adapter(model, LoraSettings(lora_r=4), 0).eval()
     for parameter in lora_parameters(tuned).values():
@@ -144,7 +144,7 @@ GENERATION = {
 
 
 @pytest.mark.parametrize("given", GENERATION.values(), ids=GENERATION)
-def test_a_models_generation_settings_change_nothing(given, model, encoder, tokenizer, prompts):
+def test_the_models_generation_settings_are_ignored(given, model, encoder, tokenizer, prompts):
     wanted = [loop(model, tokenizer, prompt, {2}) for prompt in prompts]
     model.generation_config = GenerationConfig(eos_token_id=2)
     for name, value in given.items():
@@ -163,7 +163,7 @@ CHATML = (
 
 
 def scripted(model, monkeypatch, prompt, script):
-    """Have `model` write the script's tokens after the prompt, then begin again."""
+    """Make `model` write the script's tokens after the prompt, again and again."""
     forward = model.forward
 
     def write(input_ids, position_ids=None, **options):
@@ -182,7 +182,7 @@ def scripted(model, monkeypatch, prompt, script):
 )
 def test_a_reply_ends_where_the_template_ends_a_turn(end, eos, model, tokenizer, monkeypatch):
     tokenizer.chat_template = CHATML.replace("END", f"'{end}'")
-    tokenizer.eos_token = eos  # as of base models that are tuned on chats
+    tokenizer.eos_token = eos  # like base models that are tuned on chats
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     encoder = ChatEncoder(tokenizer, max_tokens=256)
     prompt = encoder.encode_prompt([{"role": "user", "content": "?"}])
@@ -202,7 +202,7 @@ def test_a_turn_that_ends_in_plain_text_ends_the_reply(model, tokenizer, monkeyp
     assert (reply.text, reply.cut) == ("It is 12", False)
 
 
-def test_a_reply_stops_where_learned_positions_do(encoder, tokenizer, prompts):
+def test_a_reply_ends_with_the_learned_positions(encoder, tokenizer, prompts):
     longest = max(map(len, prompts))
     config = GPT2Config(vocab_size=6144, n_embd=16, n_layer=1, n_head=4, n_positions=longest + 3)
     model = random_model(config)

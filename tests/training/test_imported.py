@@ -1,4 +1,4 @@
-"""An imported adapter's loss on the pool: on its own base model, and on another."""
+"""An imported adapter's loss on the pool shows whether the base model is right."""
 
 import json
 
@@ -50,12 +50,12 @@ def warmed(tiny_model, tmp_path_factory):
     return workspace
 
 
-def test_an_adapter_lowers_its_own_bases_loss_and_not_anothers(warmed, tiny_model, tmp_path):
-    own = measure(warmed, ModelSettings(model=tiny_model), EXECUTION, 48)
-    assert warmed.receipt("warmup", LOSSES) == own
-    assert own["rows"] == 8
-    assert own["tuned"] < 0.8 * own["base"]
-    assert not doubt(own, {"train_loss": own["tuned"], "base": MODEL}, MODEL)
+def test_an_adapter_lowers_the_loss_of_its_base_model_only(warmed, tiny_model, tmp_path):
+    right = measure(warmed, ModelSettings(model=tiny_model), EXECUTION, 48)
+    assert warmed.receipt("warmup", LOSSES) == right
+    assert right["rows"] == 8
+    assert right["tuned"] < 0.8 * right["base"]
+    assert not doubt(right, {"train_loss": right["tuned"], "base": MODEL}, MODEL)
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
@@ -64,9 +64,9 @@ def test_an_adapter_lowers_its_own_bases_loss_and_not_anothers(warmed, tiny_mode
                 parameter.add_(torch.randn(parameter.shape) * parameter.std())
     base.save_pretrained(tmp_path)
     load_tokenizer(ModelSettings(model=tiny_model)).save_pretrained(tmp_path)
-    other = measure(warmed, ModelSettings(model=str(tmp_path)), EXECUTION, 48)
-    said = doubt(other, {"train_loss": own["tuned"], "base": "its/base"}, MODEL)
-    assert "its/base, is the model here, here/model" in said
+    wrong = measure(warmed, ModelSettings(model=str(tmp_path)), EXECUTION, 48)
+    reason = doubt(wrong, {"train_loss": right["tuned"], "base": "its/base"}, MODEL)
+    assert "its/base, is the model here, here/model" in reason
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_an_adapter_lowers_its_own_bases_loss_and_not_anothers(warmed, tiny_mode
         (1.0, 2.0, None, False),
         (2.0, 2.01, 1.9, False),
         (2.1, 2.0, 2.1, True),  # the adapter does harm
-        (1.8, 2.0, 1.2, True),  # not what the training had
+        (1.8, 2.0, 1.2, True),  # far from the logged loss
         (1.0, 2.0, 2.0, True),
         (float("nan"), 2.0, None, True),
     ],
 )
-def test_what_is_doubted(tuned, base, logged, doubted):
+def test_doubt_depends_on_the_losses(tuned, base, logged, doubted):
     losses = {"rows": 32, "tuned": tuned, "base": base}
     assert bool(doubt(losses, {"train_loss": logged, "base": None}, MODEL)) == doubted

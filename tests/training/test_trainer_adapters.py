@@ -47,7 +47,7 @@ def test_an_adapter_that_is_not_lora_is_refused(folders, settings, workspace):
     assert "peft_type should be LORA, got 'IA3'" in refusal(workspace, folders[1:], settings)
 
 
-def test_ranks_that_differ_by_module_are_taken(tiny_model, settings, workspace, tmp_path):
+def test_ranks_that_differ_by_module_are_imported(tiny_model, settings, workspace, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     config = LoraConfig(
         r=4, target_modules=ALL, rank_pattern={"q_proj": 2}, use_rslora=True, task_type="CAUSAL_LM"
@@ -111,7 +111,7 @@ def test_the_order_of_module_names_makes_no_difference(folders, settings, worksp
         {"target_modules": ["embed_tokens"]},
     ],
 )
-def test_an_adapter_that_gradients_cannot_be_taken_of_is_refused_at_once(
+def test_an_adapter_without_usable_gradients_is_refused_at_once(
     values, folders, settings, workspace
 ):
     change(folders[1] / "adapter_config.json", **values)
@@ -177,7 +177,7 @@ def test_local_bases_are_compared_by_their_weights(
 
 
 @pytest.mark.parametrize("name", ["org/tiny-lm", "/scratch/tiny-lm", None, ""])
-def test_a_base_of_the_same_name_elsewhere_is_taken(name, folders, settings, workspace):
+def test_a_base_of_the_same_name_elsewhere_is_accepted(name, folders, settings, workspace):
     change(folders[1] / "adapter_config.json", base_model_name_or_path=name)
     import_checkpoints(workspace, folders[1:], settings)
 

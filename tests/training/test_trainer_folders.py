@@ -1,4 +1,4 @@
-"""Checkpoint folders of a Hugging Face Trainer: what is taken of them, and what is refused."""
+"""Checkpoint folders of a Hugging Face Trainer are imported, or refused by name."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from g2is_ray.models import checkpoints
 from g2is_ray.models.loading import lora_parameters
 from g2is_ray.training.trainer_folders import digests, import_checkpoints, require_files
 
-# ---- what is taken -----------------------------------------------------------
+# ---- imports -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
@@ -33,14 +33,14 @@ def test_imported_moments_are_the_live_optimizers_by_name(optim, train, settings
         assert torch.equal(lora_parameters(model)[name].cpu(), parameter.detach())
 
 
-def test_the_adapter_is_taken_as_it_is(folders, settings, workspace):
+def test_the_adapter_is_imported_unchanged(folders, settings, workspace):
     import_checkpoints(workspace, folders[1:], settings)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         held = workspace.read_bytes(f"warmup/checkpoint-1/adapter/{name}")
         assert held == (folders[1] / name).read_bytes()
 
 
-def test_several_folders_become_checkpoints_in_their_order(folders, settings, workspace):
+def test_several_folders_become_checkpoints_in_order(folders, settings, workspace):
     receipt = import_checkpoints(workspace, folders, settings)
     assert receipt["imported"] == ["checkpoint-2", "checkpoint-4"]
     assert workspace.receipt("warmup") == receipt
@@ -127,18 +127,18 @@ def test_a_full_fine_tuning_is_named(folders):
     ("name", "maker"),
     [("global_step4", "DeepSpeed"), ("optimizer.bin", "FSDP"), ("optimizer_0", "FSDP")],
 )
-def test_who_saves_moments_in_another_way_is_named(name, maker, folders):
+def test_software_that_saves_moments_in_another_way_is_named(name, maker, folders):
     (folders[1] / "optimizer.pt").rename(folders[1] / name)
-    with pytest.raises(InputError, match=rf"has no optimizer\.pt but {name}: {maker}'s way"):
+    with pytest.raises(InputError, match=rf"has no optimizer\.pt but {name}: files of {maker} "):
         require_files(folders)
 
 
-# ---- learning rates that are not there ---------------------------------------
+# ---- missing learning rates --------------------------------------------------
 
 
 def test_folders_out_of_order_are_refused(folders, settings, workspace):
     sentence = refusal(workspace, folders[::-1], settings)
-    assert "is of step 2, the folder before it of step 4" in sentence
+    assert "is of step 2, but the folder before it is of step 4" in sentence
 
 
 def test_several_folders_need_trainers_state(folders, settings, workspace):
@@ -151,9 +151,9 @@ def test_a_gap_in_the_log_is_named(folders, settings, workspace):
     kept = [entry for entry in state["log_history"] if entry["step"] <= 2]
     change(folders[1] / "trainer_state.json", log_history=kept)
     sentence = refusal(workspace, folders, settings)
-    assert "no learning rate above 0 logged after step 2 up to 4" in sentence
+    assert "logs no learning rate above 0 after step 2 up to 4" in sentence
 
 
-def test_a_state_of_something_else_is_refused(folders, settings, workspace):
+def test_a_state_that_is_not_trainers_is_refused(folders, settings, workspace):
     (folders[1] / "trainer_state.json").write_text('{"global_step": 4}')
     assert "is not the state of a Hugging Face Trainer" in refusal(workspace, folders, settings)

@@ -47,8 +47,8 @@ def test_moments_of_more_parameters_are_refused(folders, settings, workspace):
     assert "moments of 49 parameters, but the adapter has 48" in sentence
 
 
-def test_moments_follow_the_groups_numbers(folders, trained, settings, workspace):
-    """Numbers need not be in the order of parameters; the groups' lists say which is which."""
+def test_moments_follow_the_numbers_of_the_groups(folders, trained, settings, workspace):
+    """Numbers may be in any order; the lists of the groups map them to parameters."""
 
     def renumber(state):
         state["state"] = {100 - number: held for number, held in state["state"].items()}
@@ -71,8 +71,8 @@ def test_parameters_in_several_groups_are_refused(folders, settings, workspace):
     assert "the parameters in 2 groups" in refusal(workspace, folders[1:], settings)
 
 
-def test_names_in_the_file_go_before_order(folders, trained, settings, workspace):
-    """As optimizers write them that were given named parameters."""
+def test_names_in_the_file_override_the_order(folders, trained, settings, workspace):
+    """Optimizers write names if they were given named parameters."""
     names = [name for name, p in trained.model.named_parameters() if p.requires_grad]
 
     def reverse(state):
@@ -88,7 +88,7 @@ def test_names_in_the_file_go_before_order(folders, trained, settings, workspace
         assert torch.equal(moments[name][0], trained.optimizer.state[parameter]["exp_avg"])
 
 
-def test_a_name_of_something_else_is_refused(folders, settings, workspace):
+def test_moments_of_an_unknown_parameter_are_refused(folders, settings, workspace):
     names = [f"lm_head.{number}" for number in range(48)]
     change_optimizer(folders[1], lambda state: state["param_groups"][0].update(param_names=names))
     assert "moments of lm_head.0, which is no parameter of" in refusal(
@@ -133,7 +133,7 @@ def test_betas_that_differ_within_a_file_are_refused(folders, settings, workspac
         second["betas"] = (0.5, 0.999)
 
     change_optimizer(folders[1], split)
-    assert "other betas in one group" in refusal(workspace, folders[1:], settings)
+    assert "betas differ between the groups" in refusal(workspace, folders[1:], settings)
 
 
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
@@ -157,7 +157,7 @@ def test_an_adapter_of_another_name_is_found(weights, trained, folders, settings
 
 # ---- other optimizers --------------------------------------------------------
 
-# As bitsandbytes 0.50.2 and, flat, its older versions lay a parameter's state out.
+# State of a parameter in bitsandbytes 0.50.2 (nested) and in older versions (flat).
 QUANTIZED = {
     "state1": torch.zeros(4, 192, dtype=torch.uint8),
     "qmap1": torch.zeros(256),
@@ -168,12 +168,12 @@ QUANTIZED = {
 }
 BITSANDBYTES = {
     "8-bit": {"step": 1, "__bnb_optimizer_quant_state__": QUANTIZED},
-    "8-bit of old": {"step": 1, **QUANTIZED},
+    "8-bit, old versions": {"step": 1, **QUANTIZED},
 }
 
 
 @pytest.mark.parametrize("held", BITSANDBYTES.values(), ids=BITSANDBYTES)
-def test_an_optimizer_of_8_bits_is_refused_by_name(held, folders, settings, workspace):
+def test_an_8_bit_optimizer_is_refused_by_name(held, folders, settings, workspace):
     change_optimizer(
         folders[1], lambda state: state["state"].update(dict.fromkeys(range(48), held))
     )
@@ -184,7 +184,7 @@ def test_an_optimizer_of_8_bits_is_refused_by_name(held, folders, settings, work
 
 @pytest.mark.parametrize("nested", [True, False], ids=["new", "old"])
 def test_whole_states_of_bitsandbytes_are_adamws(nested, folders, trained, settings, workspace):
-    """As paged_adamw_32bit, QLoRA's, and adamw_bnb in 32 bits keep them."""
+    """paged_adamw_32bit (of QLoRA) and adamw_bnb in 32 bits keep such states."""
 
     def rename(state):
         for number, held in state["state"].items():
@@ -265,7 +265,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
-def test_an_optimizer_file_that_is_none_is_named_and_runs_no_code(
+def test_a_damaged_optimizer_file_is_named_and_runs_no_code(
     damage, folders, settings, workspace, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

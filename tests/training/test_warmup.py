@@ -1,4 +1,4 @@
-"""The warm-up's job: settings that cannot work, and checkpoints of another training."""
+"""The warm-up refuses settings that cannot work, and imports checkpoints of a Trainer."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def ingest(g2is, tiny_model):
 
 @pytest.fixture
 def checkpoint(tiny_model):
-    """Writes a folder like those of a Trainer that has taken so many steps."""
+    """A function that writes the folder of a Trainer after `steps` steps."""
 
     def write(name, steps=1):
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def record():
     return json.loads(Path("ws/workspace.json").read_text())["stages"]["warmup"]
 
 
-def test_folders_are_taken_in_place_of_a_warm_up(g2is, ingest, checkpoint):
+def test_folders_replace_the_warm_up(g2is, ingest, checkpoint):
     ingest()
     folders = [checkpoint("a", 1), checkpoint("b", 3)]
     g2is(*WARMUP, "--warmup-from", *folders)
@@ -78,7 +78,7 @@ def test_folders_are_taken_in_place_of_a_warm_up(g2is, ingest, checkpoint):
     assert "warmup" in g2is("status", "--workspace", "ws")
 
 
-def test_taken_once_the_folders_are_not_needed_again(g2is, ingest, checkpoint):
+def test_imported_folders_are_not_needed_again(g2is, ingest, checkpoint):
     ingest()
     g2is(*WARMUP, "--warmup-from", checkpoint("a"))
     before = receipt()
@@ -88,7 +88,7 @@ def test_taken_once_the_folders_are_not_needed_again(g2is, ingest, checkpoint):
     assert receipt() == before
 
 
-def test_another_checkpoint_in_the_same_folder_is_noticed(g2is, refused, ingest, checkpoint):
+def test_another_checkpoint_in_the_same_folder_is_refused(g2is, refused, ingest, checkpoint):
     ingest()
     g2is(*WARMUP, "--warmup-from", checkpoint("a", 1))
     shutil.rmtree("a")
@@ -96,7 +96,7 @@ def test_another_checkpoint_in_the_same_folder_is_noticed(g2is, refused, ingest,
     assert sentence.startswith('warmup was made with warmup_from [{"a": ')
 
 
-def test_the_same_content_elsewhere_is_the_same(g2is, ingest, checkpoint):
+def test_a_moved_folder_is_recognized_by_its_content(g2is, ingest, checkpoint):
     ingest()
     g2is(*WARMUP, "--warmup-from", checkpoint("a"))
     before = receipt()
@@ -105,7 +105,7 @@ def test_the_same_content_elsewhere_is_the_same(g2is, ingest, checkpoint):
     assert receipt() == before
 
 
-def test_settings_of_tuning_do_not_decide_what_is_taken(g2is, ingest, checkpoint):
+def test_settings_of_tuning_do_not_change_the_import(g2is, ingest, checkpoint):
     ingest()
     g2is(*WARMUP, "--warmup-from", checkpoint("a"), "--lora-r", "16")
     before = record()["fingerprint"]
@@ -147,7 +147,7 @@ def test_a_run_refuses_a_missing_folder_before_it_reads_the_pool(refused, tiny_m
     assert {path.name for path in Path("ws").iterdir()} == {"events.jsonl", ".lock"}
 
 
-def test_a_taken_adapter_is_measured_before_gradients_are(
+def test_an_imported_adapter_is_measured_before_gradients(
     g2is, ingest, checkpoint, tiny_model, monkeypatch, in_process
 ):
     ingest()

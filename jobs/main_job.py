@@ -1,4 +1,4 @@
-"""The main job, end to end: `python -m jobs.run --config run.yaml`."""
+"""The main job, end to end: `python -m jobs.main_job --config run.yaml`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jobs.tune import tune
 from jobs.warmup import check_folders, warm_up
 
 
-def stages(session: Session) -> Iterator[Callable[[Session], None]]:
+def stages(session: Session) -> Iterator[Callable[[Session], object]]:
     """In the order of work. Each does nothing when its work is done.
 
     Features that no selection, no baseline and no graph reads are left out.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.workers import TrialOrder, TrialWorker
-from g2is_ray.comparison.comparison import Trials, collect, table
+from g2is_ray.comparison.comparison import Comparison, Trials, collect
 from g2is_ray.comparison.trials import Trial
 from g2is_ray.config import (
     EvaluateSettings,
@@ -38,7 +38,7 @@ from jobs.session import Session
 log = logging.getLogger(__name__)
 
 
-def compare(session: Session) -> None:
+def compare(session: Session) -> Comparison:
     """Write `comparisons/TOKENS/T` for each target T, and all numbers as JSON and as a page."""
     settings = session.settings(CompareSettings)
     methods = methods_of("methods", settings.methods)
@@ -65,8 +65,8 @@ def compare(session: Session) -> None:
     session.workspace.write_json(comparison_file(amount, "json"), dataclasses.asdict(found))
     page = comparison_file(amount, "html")
     session.workspace.write_bytes(page, render_comparison(found).encode())
-    print(table(found))
     log.info("compare: %s", session.workspace.location(page))
+    return found
 
 
 def _check(session: Session, settings: CompareSettings, methods: Sequence[Method]) -> None:
