@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-cluster models docs lint clean
+# Two processes, each of which keeps to one core; the group of tests that comes first starts first.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test test-slow test-all test-cluster models docs lint clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,10 +18,20 @@ demo: $(VENV)/installed
 	$(BIN)/g2is run --config examples/demo.yaml --workspace $(DEMO)
 	@echo "The report is in $(DEMO)/report.html"
 
+# Every mechanism once, in minutes.
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
-# Faults and autoscaling, on several Ray nodes on this machine; a part of `make test`.
+# What `test` leaves out: every stage killed, faults of nodes, autoscaling, large files, all
+# architectures, and many generated examples.
+test-slow: $(VENV)/installed
+	$(PYTEST) -m "slow or fuzz" --hypothesis-profile thorough
+
+# What CI runs.
+test-all: $(VENV)/installed lint
+	$(PYTEST) --hypothesis-profile thorough
+
+# Faults and autoscaling, on several Ray nodes on this machine; a part of `test-slow`.
 test-cluster: $(VENV)/installed
 	$(BIN)/python -m pytest -m cluster
 

@@ -1,24 +1,55 @@
-"""What several test files share: the bundled model, and the command as a user runs it."""
+"""Fixtures that several test files share, and the order and the groups of the tests."""
 
-import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from main_job import command, run, write_inputs
+from hypothesis import HealthCheck, settings
+from main_job import command, logging_kept, run, write_inputs
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
+    from ray.cluster_utils import Cluster
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # else the hub is asked for a missing model for a minute
-# Set before torch is imported: on a busy machine, its threads that wait by spinning take the
-# time of those that work (162 s became 12 s for one file of tests).
+os.environ["RAY_AUTH_MODE"] = "disabled"  # read once by Ray, so set before it is imported
+# Set before torch is imported. Two test processes share two cores, and on a busy machine threads
+# that wait by spinning take the time of those that work (162 s became 12 s for one file of tests).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 REPOSITORY = Path(__file__).parent.parent
+
+# The same examples in every run; a folder is written over from example to example.
+for name, examples in (("quick", 15), ("thorough", 100)):
+    settings.register_profile(
+        name,
+        derandomize=True,
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+settings.load_profile("quick")  # `--hypothesis-profile thorough` replaces it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the Ray tests in one process of pytest-xdist, and each other file in one too.
+
+    The Ray tests share one Ray, and the finished workspace with those that read it. Their group is
+    the longest, so it comes first.
+    """
+
+    def is_of_ray(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return item.get_closest_marker("ray") is not None or "finished" in fixtures
+
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("ray" if is_of_ray(item) else file))
+    items.sort(key=lambda item: not is_of_ray(item))
 
 
 @pytest.fixture(scope="session")
@@ -61,22 +92,60 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All stages run in this process, without Ray; the items that their pools process."""
+    from in_process import work_in_process
+
+    return work_in_process(monkeypatch)
+
+
 @pytest.fixture(scope="session")
-def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace that the main job has finished; a test that changes it copies it first."""
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace that the main job has finished in this process.
+
+    A test that writes into the workspace copies it first: the end of the session fails otherwise.
+    """
+    from in_process import work_in_process
+
     workspace = tmp_path_factory.mktemp("finished")
-    run(command(inputs, workspace))
-    return workspace
+    with pytest.MonkeyPatch.context() as patch:
+        work_in_process(patch)
+        run(command(inputs, workspace))
+    before = contents(workspace)
+    yield workspace
+    after = contents(workspace)
+    changed = [str(file) for file in before | after if before.get(file) != after.get(file)]
+    assert not changed, f"tests changed the finished workspace: {changed}; copy it first"
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """The modification time and the bytes of every file in a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator["Cluster"]:
+    """The one Ray of the session: a node of two CPUs on this machine, with a dashboard."""
+    from ray_nodes import start_node
+
+    head = start_node()
+    yield head
+    head.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_head: "Cluster") -> str:
+    """HOST:PORT of the session's Ray, for `--address`."""
+    return str(ray_head.address)
 
 
 @pytest.fixture
 def logging_as_before() -> Iterator[None]:
-    """The command sends log lines to stderr, which pytest replaces after each test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    """The root logger's handlers are restored after the test."""
+    with logging_kept():
+        yield
 
 
 @pytest.fixture

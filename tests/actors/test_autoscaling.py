@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray.cloudpickle
+from in_process import work_in_process
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray_nodes import ATTENTIVE, kill_with_children
 from small_run import Events, arrays, command, make_ready
@@ -51,9 +52,11 @@ def ready(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def undisturbed(ready):
-    """Gradients by one worker on this machine."""
+    """The workspace with gradients, made in this process."""
     folder = shutil.copytree(ready, ready.parent / "undisturbed")
-    assert main(command("gradients", folder, "local", workers=1)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        work_in_process(patch)
+        assert main(command("gradients", folder, "local", workers=1)) == 0
     return folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray.cloudpickle
+from in_process import work_in_process
 from ray_nodes import actors_of, kill_with_children, lose, start_cluster
 from small_run import STAGES, Events, arrays, command, make_ready
 
@@ -47,14 +48,14 @@ def ready(tmp_path_factory, tiny_model):
     return make_ready(tmp_path_factory.mktemp("ready"), tiny_model)
 
 
-@pytest.fixture
-def undisturbed(cluster, ready, tmp_path_factory):
-    """The workspace with gradients and graph, as they should be; made once."""
-    folder = ready.parent / "undisturbed"
-    if not folder.exists():
-        shutil.copytree(ready, folder)
+@pytest.fixture(scope="module")
+def undisturbed(ready):
+    """The workspace with gradients and graph, made in this process."""
+    folder = shutil.copytree(ready, ready.parent / "undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        work_in_process(patch)
         for stage in STAGES:
-            assert main(command(stage, folder, cluster.address)) == 0
+            assert main(command(stage, folder, "local")) == 0
     return folder
 
 

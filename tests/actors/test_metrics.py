@@ -34,18 +34,18 @@ class Worker:
 
 
 @pytest.fixture(scope="module")
-def exported():
-    """What Prometheus would read after a pool has done three parts of one stage."""
-    with connected("local"):
+def exported(ray_address):
+    """What Prometheus would read after a pool has done three parts of a stage `measured`."""
+    with connected(ray_address):
         share = Share(workers=1, num_cpus=1, num_gpus=0)
         metrics = pool_metrics()
         with WorkerPool(Worker, None, share, on_event=metrics.on_event) as pool:
-            pool.run([1, 2, 3], "gradients")
+            pool.run([1, 2, 3], "measured")
         port = ray.nodes()[0]["MetricsExportPort"]
-        for _ in range(120):  # Ray reports every ten seconds
+        for _ in range(120):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
                 lines = [line for line in answer.read().decode().splitlines() if "g2is_" in line]
-            if lines:
+            if any('stage="measured"' in line for line in lines):
                 return [line for line in lines if not line.startswith("#")]
             time.sleep(0.5)
     raise AssertionError("nothing was exported in a minute")
@@ -64,12 +64,12 @@ def value(exported, name, **tags):
     [("parts_done", 3), ("examples_done", 30), ("tokens_done", 1500), ("retries", 1)],
 )
 def test_parts_examples_tokens_and_retries_are_counted_by_stage(name, count, exported):
-    assert value(exported, f"ray_g2is_{name}_total", stage="gradients") == count
+    assert value(exported, f"ray_g2is_{name}_total", stage="measured") == count
 
 
 @pytest.mark.ray
 def test_no_worker_is_shown_after_the_stage(exported):
-    assert value(exported, "ray_g2is_workers", stage="gradients", state="ready") == 0
+    assert value(exported, "ray_g2is_workers", stage="measured", state="ready") == 0
 
 
 @pytest.mark.ray
@@ -78,5 +78,5 @@ def test_the_dashboard_asks_for_metrics_that_are_exported(exported):
     assert json.loads(text)["panels"]
     asked = set(re.findall(r"ray_g2is_\w+", text))
     named = {re.match(r"\w+", line)[0] for line in exported}
-    never_counted = {"ray_g2is_workers_lost_total"}  # as no worker was lost
-    assert asked - never_counted == named
+    never_counted = {"ray_g2is_workers_lost_total"}  # where no worker was lost
+    assert asked - never_counted <= named <= asked

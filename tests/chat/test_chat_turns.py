@@ -2,7 +2,7 @@
 
 import pytest
 from chat_kinds import CHATML, THINKING, conversation, encoder_for, make_tokenizer, supervised
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g2is_ray.chat.conversation import Conversation
@@ -320,7 +320,7 @@ def templates(draw):
     return body + "{{ " + repr(end + gap) + " }}{% endfor %}" + prompt + "{% endif %}", end
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.fuzz
 @given(
     templates(),
     st.lists(st.text("ab<>|/é🙂 \n", min_size=1).filter(str.strip), min_size=2, max_size=6),

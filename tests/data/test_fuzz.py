@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from report_views import run, selection, some_points, target, walk_picks
 
@@ -21,13 +21,7 @@ from g2is_ray.data.values import RowError
 from g2is_ray.errors import InputError
 from g2is_ray.report.run_page import render
 
-# The same examples in every run; the folder is written over from example to example.
-quick = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=80,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+pytestmark = pytest.mark.fuzz
 
 COLUMNS = ["messages", "prompt", "completion", "instruction", "input", "output", "conversations"]
 KEYS = [*COLUMNS, "role", "content", "from", "value", "type", "text", "id", "source", "answer"]
@@ -136,7 +130,6 @@ def read(path, data, **options):
     return items
 
 
-@quick
 @given(data=lines, format=FORMATS)
 def test_any_lines_are_rows_or_rejected(tmp_path, data, format):
     items = read(tmp_path / "pool.jsonl", data, format=format)
@@ -145,13 +138,11 @@ def test_any_lines_are_rows_or_rejected(tmp_path, data, format):
         assert len(items) == sum(bool(line.strip()) for line in text.split(b"\n"))
 
 
-@quick
 @given(data=arrays | broken(arrays), format=FORMATS)
 def test_any_array_is_rows_or_refused(tmp_path, data, format):
     read(tmp_path / "pool.json", data, format=format)
 
 
-@quick
 @given(
     data=st.binary(max_size=200),
     suffix=st.sampled_from([".jsonl", ".json", ".jsonl.gz", ".json.zst", ".parquet"]),
@@ -160,7 +151,6 @@ def test_any_bytes_are_rows_or_refused(tmp_path, data, suffix):
     read(tmp_path / f"pool{suffix}", data)
 
 
-@quick
 @given(data=broken(lines.map(gzip.compress)) | broken(lines.map(zstandard.compress)))
 def test_any_packed_bytes_are_rows_or_refused(tmp_path, data):
     for suffix in (".gz", ".zst"):
@@ -176,7 +166,6 @@ def parquet(column_rows):
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
 
 
-@quick
 @given(data=broken(st.lists(st.just(GOOD), min_size=1, max_size=3).map(parquet)))
 def test_any_broken_parquet_is_rows_or_refused(tmp_path, data):
     read(tmp_path / "pool.parquet", data, format="messages")
@@ -190,13 +179,11 @@ def arrow(column_rows):
     return sink.getvalue().to_pybytes()
 
 
-@quick
 @given(data=broken(st.lists(st.just(GOOD), min_size=1, max_size=3).map(arrow)))
 def test_any_broken_arrow_file_is_rows_or_refused(tmp_path, data):
     read(tmp_path / "pool.arrow", data, format="messages")
 
 
-@quick
 @given(row=rows, format=st.sampled_from(list(SCHEMAS)))
 def test_any_row_has_messages_or_a_reason(row, format):
     try:
@@ -225,7 +212,6 @@ valid = st.builds(
 )
 
 
-@quick
 @given(written=st.lists(valid, min_size=1, max_size=4), ascii=st.booleans())
 def test_valid_rows_come_back_from_every_container(tmp_path, written, ascii):
     each = [as_json(row, ensure_ascii=ascii) for row in written]
@@ -278,7 +264,6 @@ def plain_page():
     return Page(page_of("plain"))
 
 
-@settings(quick, max_examples=20)
 @given(text=hostile)
 def test_any_text_in_a_report_stays_text(text):
     page = page_of(text)

@@ -176,7 +176,7 @@ def test_a_truncated_parquet_file_is_refused():
         ("pool.jsonl", b"\n \n"),
         ("pool.json", b""),
         ("pool.json", b"[ ]"),
-        ("pool.jsonl.gz", gzip.compress(b"")),
+        ("pool.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("pool.jsonl.zst", b""),
     ],
 )

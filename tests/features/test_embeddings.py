@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, causal_lm, examples
+from in_process import done_by
 from pool_files import row, write
-from pool_here import all_done, work_here
 
 from g2is_ray.chat.encoder import IGNORED
 from g2is_ray.config import ModelSettings
@@ -68,10 +68,8 @@ def test_an_example_that_never_fits_is_refused_with_its_length():
 
 
 @pytest.fixture
-def held(tmp_path, monkeypatch, g2is, tiny_model):
+def held(empty_folder, in_process, g2is, tiny_model):
     """A workspace that has only a pool in three parts and a target."""
-    monkeypatch.chdir(tmp_path)
-    work_here(monkeypatch)
     write("pool.jsonl", *(row(i) for i in range(20)))
     write("val.jsonl", *(row(i) for i in range(30, 35)))
     read = ["--model", tiny_model, "--part-rows", "8", "--max-tokens", "64"]
@@ -79,25 +77,25 @@ def held(tmp_path, monkeypatch, g2is, tiny_model):
     return Workspace("ws")
 
 
-def test_only_a_lost_part_is_recomputed(held, g2is):
+def test_only_a_lost_part_is_recomputed(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     parts = [f"embeddings/part-0000{part}" for part in range(3)]
-    assert all_done() == [*parts, "targets/law/embeddings/part-00000"]
+    assert done_by(in_process) == [*parts, "targets/law/embeddings/part-00000"]
     whole = FeatureSet(held, "embeddings").read_all()
     held.write_bytes("embeddings/part-00001.npy", b"half")
     g2is("embeddings", *WORKSPACE)
-    assert all_done()[4:] == parts[1:2]
+    assert done_by(in_process)[4:] == parts[1:2]
     np.testing.assert_array_equal(FeatureSet(held, "embeddings").read_all(), whole)
     assert held.require("embeddings", "embeddings")["rows"] == 20
 
 
-def test_only_appended_rows_are_embedded(held, g2is):
+def test_only_appended_rows_are_embedded(held, in_process, g2is):
     g2is("embeddings", *WORKSPACE)
     before = FeatureSet(held, "embeddings").read_all()
     write("more.jsonl", *(row(i) for i in range(20, 25)))
     g2is("ingest", "--append", "more.jsonl", *WORKSPACE)
     g2is("embeddings", *WORKSPACE)
-    assert all_done()[4:] == ["embeddings/part-00003"]
+    assert done_by(in_process)[4:] == ["embeddings/part-00003"]
     grown = FeatureSet(held, "embeddings").read_all()
     assert len(grown) == 25
     np.testing.assert_array_equal(grown[:20], before)

@@ -218,6 +218,7 @@ def real_gradients(tiny_model):
     return torch.nn.functional.normalize(found), whole
 
 
+@pytest.mark.slow
 def test_sparse_spreads_inner_products_of_real_gradients_no_more_than_dense(real_gradients):
     unit, whole = real_gradients
     pairs = tuple(torch.triu_indices(len(unit), len(unit), 1))

@@ -59,6 +59,7 @@ def groups_and_bytes(folder, rows):
     return tuple(map(int, out.split()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_four_times_the_rows_take_no_more_memory_than_the_budget(tmp_path):
     few_groups, few = groups_and_bytes(tmp_path / "few", 512)

@@ -1,12 +1,17 @@
-"""The main job on the bundled model and a few rows, as a user runs it."""
+"""The main job on the bundled model and a few rows."""
 
+import contextlib
+import io
+import logging
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "examples" / "data"
+G2IS = [sys.executable, "-m", "jobs.cli"]
+"""The command in a process of its own, for a test that kills it."""
 
 SETTINGS = f"""
 model: {ROOT / "examples" / "tiny-lm"}
@@ -44,9 +49,9 @@ def write_inputs(folder: Path) -> Path:
 
 
 def command(inputs: Path, workspace: Path, *more: str) -> list[str]:
+    """The arguments of `g2is` for the main job; `more` replaces target and test rows."""
     return [
-        *(sys.executable, "-m", "jobs.cli", "run"),
-        *("--config", str(inputs / "run.yaml"), "--workspace", str(workspace)),
+        *("run", "--config", str(inputs / "run.yaml"), "--workspace", str(workspace)),
         *("--pool", str(inputs / "pool.jsonl")),
         *(
             more
@@ -56,12 +61,26 @@ def command(inputs: Path, workspace: Path, *more: str) -> list[str]:
 
 
 def run(arguments: list[str]) -> str:
-    done = subprocess.run(
-        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stderr
+    """Run `g2is` in this process with arguments that it accepts; returns its log lines."""
+    from jobs.cli import main
+
+    log = io.StringIO()
+    with logging_kept(), contextlib.redirect_stderr(log):
+        status = main(arguments)
+    assert status == 0, log.getvalue()[-6000:]
+    return log.getvalue()
+
+
+@contextlib.contextmanager
+def logging_kept() -> Iterator[None]:
+    """Undo what a command does to the root logger, whose handler writes to stderr as it is now."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def environment() -> dict[str, str]:
+    """The environment of a command in a process of its own."""
     return os.environ | {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}

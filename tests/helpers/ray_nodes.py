@@ -4,6 +4,7 @@ import os
 import signal
 
 import psutil
+import pytest
 from ray.cluster_utils import Cluster
 
 ATTENTIVE = {
@@ -12,6 +13,27 @@ ATTENTIVE = {
     "health_check_failure_threshold": 4,
 }
 """Ray's settings by which a head soon notices that a node is lost."""
+
+
+PROMPT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process saved per training
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # or each training ends up to 2 s late
+}
+"""Environment of a Ray that a run starts itself."""
+
+
+def start_node() -> Cluster:
+    """One node of two CPUs, which reports its metrics every second."""
+    head = {
+        "num_cpus": 2,
+        "include_dashboard": True,  # Ray Train asks it for the state of actors
+        "object_store_memory": 128 * 2**20,
+        "_system_config": {"metrics_report_interval_ms": 1000},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PROMPT.items():
+            patch.setenv(name, value)
+        return Cluster(initialize_head=True, head_node_args=head)
 
 
 def start_cluster() -> Cluster:

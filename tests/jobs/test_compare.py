@@ -1,18 +1,16 @@
 """`g2is compare` on the main job's workspace: what all have alike, what is written, and resume."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import work_in_process
 from main_job import run
 
 from g2is_ray.comparison.trials import Trial, read_scores
 from g2is_ray.workspace.layout import comparisons_in
 from g2is_ray.workspace.workspace import Workspace
-
-pytestmark = pytest.mark.ray
 
 METHODS = ["random", "tfidf", "loose=walk,delta=0.2"]
 TRIALS = {"base", *(f"{name}-{seed}" for name in ("random", "tfidf", "loose") for seed in (4, 5))}
@@ -20,7 +18,7 @@ TRIALS = {"base", *(f"{name}-{seed}" for name in ("random", "tfidf", "loose") fo
 
 def arguments(workspace: str, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "jobs.cli", "compare", "--workspace", workspace),
+        *("compare", "--workspace", workspace),
         *("--methods", *METHODS, "--seeds", "4", "5", "--fraction", "0.4"),
         *("--tune-epochs", "2", "--tune-learning-rate", "0.01", "--tune-batch-size", "6", *more),
     ]
@@ -30,7 +28,9 @@ def arguments(workspace: str, *more: str) -> list[str]:
 def compared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = tmp_path_factory.mktemp("compared") / "ws"
     shutil.copytree(finished, workspace)
-    run(arguments(str(workspace)))
+    with pytest.MonkeyPatch.context() as patch:
+        work_in_process(patch)
+        run(arguments(str(workspace)))
     return Workspace(str(workspace))
 
 
@@ -116,6 +116,7 @@ def test_scores_of_all_test_rows_are_kept(compared, trials):
     assert scores.facts()["loss"] == compared.piece(trials, "base")["loss"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_second_command_does_what_is_missing_only(compared, trials):
     (Path(compared.location(trials)) / "random-5.json").unlink()
     before = {
@@ -144,4 +145,4 @@ def test_a_second_command_does_what_is_missing_only(compared, trials):
     ],
 )
 def test_what_cannot_be_compared_is_refused(more, sentence, compared, refused):
-    assert refused(*arguments(compared.location(""), *more)[3:]).startswith(sentence)
+    assert refused(*arguments(compared.location(""), *more)).startswith(sentence)

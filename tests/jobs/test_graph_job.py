@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from pool_here import PoolHere, work_here
 
 from g2is_ray.features.rows import map_neighbors
 from g2is_ray.features.store import FeatureSet, feature_files
@@ -32,9 +31,8 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(monkeypatch, in_process):
     """Has the job's pieces computed in this process, one after another."""
-    work_here(monkeypatch)
     monkeypatch.setattr(job, "_device", lambda session: "cpu")
 
 
@@ -71,19 +69,19 @@ def test_lists_are_kept_where_they_pay_or_are_asked_for(graph, worthwhile, build
     assert (plan.search, receipt["search"]) == ("ivf", "ivf")
 
 
-def test_one_set_of_workers_serves_all_steps_of_a_graph(build):
+def test_one_set_of_workers_serves_all_steps_of_a_graph(build, in_process):
     plan, *_ = build("auto", worthwhile=0)  # another search than the first step began with
-    (pool,) = PoolHere.pools
+    (pool,) = in_process
     steps = list(dict.fromkeys(item.partition("-")[0] for item in pool.done))
     assert steps == ["sample", "train", "tune", "pair", "part"]
     assert plan.search == "exact"
     assert pool.ended
 
 
-def test_a_finished_graph_starts_no_workers(build):
+def test_a_finished_graph_starts_no_workers(build, in_process):
     build("exact", worthwhile=0)
     build("exact", worthwhile=0)
-    assert len(PoolHere.pools) == 1
+    assert len(in_process) == 1
 
 
 def graphs_after(workspace, **settings):

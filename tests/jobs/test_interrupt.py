@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from main_job import ROOT, command, environment
+from main_job import G2IS, ROOT, command, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -16,7 +16,7 @@ def test_sigterm_in_a_training(inputs: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     printed = workspace / "logs" / "warmup.log"
     run = subprocess.Popen(
-        [*command(inputs, workspace), "--warmup-epochs", "2000"],
+        [*G2IS, *command(inputs, workspace), "--warmup-epochs", "2000"],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -1,19 +1,20 @@
-"""The main job with pool, targets and workspace on an S3 server, killed and started again."""
+"""The main job on Ray, killed and started again, with pool, targets and workspace on S3."""
 
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from main_job import DATA, ROOT, SETTINGS, environment, run
+from main_job import DATA, G2IS, ROOT, SETTINGS, environment, run
 from object_store import BUCKET, serving
 from ray_nodes import kill_with_children
 
 from g2is_ray.models.checkpoints import file_names
 from g2is_ray.workspace.workspace import Workspace
+from jobs.session import Session
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 URL = f"s3://{BUCKET}/runs/first"
 
@@ -41,7 +42,7 @@ def settings(store, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def command(settings: Path, *more: str) -> list[str]:
     where = f"s3://{BUCKET}/data"
     return [
-        *(sys.executable, "-m", "jobs.cli", "run", "--config", str(settings)),
+        *("run", "--config", str(settings)),
         *("--workspace", URL, "--pool", f"{where}/pool.jsonl"),
         *("--target", f"gsm8k={where}/val.jsonl", "--test", f"gsm8k={where}/test.jsonl", *more),
     ]
@@ -56,12 +57,15 @@ def on_disk(finished: Path) -> Workspace:
 def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Killed in the warm-up, when training has left a checkpoint to go on from; then finished.
 
-    All of its processes are killed: one that lives on for a moment may still write a checkpoint.
+    Both runs start a Ray. All processes of the killed run are killed, because one that lives on for
+    a moment may still write a checkpoint.
     """
     workspace = Workspace(URL)
     arguments = command(settings)
     log = (tmp_path_factory.mktemp("logs") / "log").open("w+")
-    driver = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    driver = subprocess.Popen(
+        [*G2IS, *arguments], cwd=ROOT, env=environment(), stdout=log, stderr=log
+    )
     while driver.poll() is None:
         if any(name.startswith("checkpoint_") for name in workspace.names("checkpoints/warmup")):
             break
@@ -100,21 +104,23 @@ def test_training_leaves_no_checkpoints(on_s3: Workspace) -> None:
     assert on_s3.names("checkpoints") == []
 
 
-def test_the_same_command_again_does_nothing(settings: Path, on_s3: Workspace, store) -> None:
+def test_the_same_command_again_does_nothing(
+    settings: Path, on_s3: Workspace, store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.requests.clear()
-    log = run(command(settings))
-    assert "Ray" not in log
+    monkeypatch.setattr(Session, "ray", lambda self: pytest.fail("it connects to Ray"))
+    run(command(settings))
     written = [request for request in store.requests if '"PUT' in request]
     assert all("events.jsonl" in request for request in written)
 
 
-def test_status_reads_it_from_anywhere(on_s3: Workspace) -> None:
-    status = [sys.executable, "-m", "jobs.cli", "status", URL]
-    log = subprocess.run(status, env=environment(), capture_output=True, text=True).stdout
+def test_status_reads_it_from_anywhere(on_s3: Workspace, g2is: Callable[..., str]) -> None:
+    log = g2is("status", URL)
     assert "gradients                       3/3  done, 35 rows" in log
     assert "to do" not in log
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_pool_grows_there_too(settings: Path, on_s3: Workspace) -> None:
     before = on_s3.read_bytes("gradients/part-00002.npy")
     run(command(settings, "--append", f"s3://{BUCKET}/data/more.jsonl"))

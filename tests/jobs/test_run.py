@@ -1,17 +1,16 @@
-"""The main job on a real local Ray: whole, repeated, extended, and killed in every stage."""
+"""The main job: whole, repeated, extended, and killed in every stage."""
 
 import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from main_job import DATA, ROOT, command, environment, head, run
+from main_job import DATA, G2IS, ROOT, command, environment, head, run
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -22,8 +21,7 @@ from g2is_ray.graph.search import knn_graph
 from g2is_ray.models.checkpoints import file_names
 from g2is_ray.workspace.layout import graph_stage
 from g2is_ray.workspace.workspace import Workspace
-
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+from jobs.session import Session
 
 
 def written(workspace: Path, *folders: str) -> dict[str, int]:
@@ -90,22 +88,25 @@ def test_report_shows_the_selection_and_what_it_is_compared_with(finished: Path)
     assert (finished / "selections/gsm8k/report.html").exists()
 
 
-def test_the_same_command_again_does_nothing(inputs: Path, finished: Path) -> None:
-    before = written(finished, "")
-    log = run(command(inputs, finished))
-    assert written(finished, "") == before
-    assert "Ray" not in log
+def test_the_same_command_again_does_nothing(
+    inputs: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = shutil.copytree(finished, tmp_path / "workspace")
+    before = written(workspace, "")
+    monkeypatch.setattr(Session, "ray", lambda self: pytest.fail("it connects to Ray"))
+    run(command(inputs, workspace))
+    assert written(workspace, "") == before
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_second_target_reuses_gradients_and_graph(
     inputs: Path, finished: Path, tmp_path: Path
 ) -> None:
     finished = shutil.copytree(finished, tmp_path / "workspace")
     before = written(finished, "pool", "warmup", "gradients", "graph", "selections/gsm8k")
-    head(DATA / "target-gsm8k-test.jsonl", 16, inputs / "all.jsonl")
-    other = (inputs / "all.jsonl").read_text().splitlines(keepends=True)[8:]
-    (inputs / "other.jsonl").write_text("".join(other))
-    run(command(inputs, finished, "--target", f"other={inputs}/other.jsonl"))
+    other = (DATA / "target-gsm8k-test.jsonl").read_text().splitlines(keepends=True)[8:16]
+    (tmp_path / "other.jsonl").write_text("".join(other))
+    run(command(inputs, finished, "--target", f"other={tmp_path}/other.jsonl"))
     after = written(finished, "pool", "warmup", "gradients", "graph", "selections/gsm8k")
     changed = {Path(f).name for f, t in after.items() if before.get(f) != t}
     assert changed <= {"report.html"}
@@ -113,12 +114,13 @@ def test_a_second_target_reuses_gradients_and_graph(
     assert "other" in (finished / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_joint_selection_is_tuned_once_and_measured_on_each_target(
     inputs: Path, finished: Path, tmp_path: Path
 ) -> None:
     finished = shutil.copytree(finished, tmp_path / "workspace")
-    head(DATA / "target-gsm8k-test.jsonl", 6, inputs / "third.jsonl")
-    targets = ("--target", f"gsm8k={inputs}/val.jsonl", "--target", f"third={inputs}/third.jsonl")
+    head(DATA / "target-gsm8k-test.jsonl", 6, tmp_path / "third.jsonl")
+    targets = ("--target", f"gsm8k={inputs}/val.jsonl", "--target", f"third={tmp_path}/third.jsonl")
     test = ("--test", f"third={inputs}/test.jsonl")
     run(command(inputs, finished, *targets, *test, "--joint", "--baselines", "random"))
     picks = lines(finished / "selections/joint/selection.jsonl")
@@ -133,6 +135,7 @@ def test_a_joint_selection_is_tuned_once_and_measured_on_each_target(
     assert not (finished / "selections/third").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_pool_that_grows_keeps_what_it_has_and_selects_from_all(
     inputs: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -159,7 +162,7 @@ def test_a_pool_that_grows_keeps_what_it_has_and_selects_from_all(
         gradients = FeatureSet(held, "gradients", center=center, of_graph=True)
         near = map_neighbors(held, graph_stage(center)).arrays
         assert np.array_equal(np.concatenate(near), knn_graph(gradients.read_all(), 6))
-    assert "Ray" not in run(arguments)
+    run(arguments)
     assert written(workspace, "") == after
 
 
@@ -187,28 +190,30 @@ KILLS = {
 }
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_stage_commands_killed_and_given_again_do_what_the_main_job_does(
-    inputs: Path, finished: Path, tmp_path: Path
+    inputs: Path, finished: Path, ray_address: str, tmp_path: Path, g2is: Callable[..., str]
 ) -> None:
     workspace = tmp_path / "workspace"
-    g2is, here = [sys.executable, "-m", "jobs.cli"], ["--workspace", str(workspace)]
+    here = ["--workspace", str(workspace)]
     for stage, reached in KILLS.items():
         settings = ["--config", str(inputs / "run.yaml"), *here]
         if stage == "ingest":
-            settings = command(inputs, workspace)[4:]
+            settings = command(inputs, workspace)[1:]
+        elif stage in ("warmup", "gradients", "graph", "tune", "evaluate"):
+            settings += ["--address", ray_address]
         log = (tmp_path / f"{stage}.log").open("w")
         driver = subprocess.Popen(
-            [*g2is, stage, *settings], cwd=ROOT, env=environment(), stdout=log, stderr=log
+            [*G2IS, stage, *settings], cwd=ROOT, env=environment(), stdout=log, stderr=log
         )
         while driver.poll() is None and not reached(workspace):
             time.sleep(0.01)
         assert driver.poll() is None, f"{stage}: " + (tmp_path / f"{stage}.log").read_text()[-3000:]
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        run([*g2is, stage, *settings])
-    status = subprocess.run(
-        [*g2is, "status", *here], cwd=ROOT, env=environment(), capture_output=True, text=True
-    ).stdout
+        run([stage, *settings])
+    status = g2is("status", *here)
     assert "gradients                       3/3  done, 35 rows" in status
     assert "to do" not in status
     for variant in ("gsm8k", "gsm8k@random", "gsm8k@paper"):
@@ -220,13 +225,19 @@ def test_stage_commands_killed_and_given_again_do_what_the_main_job_does(
     assert (workspace / "report.html").exists()
 
 
-def test_a_warm_up_that_was_removed_by_hand_begins_anew(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_warm_up_that_was_removed_by_hand_begins_anew(
+    inputs: Path, ray_address: str, tmp_path: Path
+) -> None:
     workspace = tmp_path / "workspace"
-    g2is = [sys.executable, "-m", "jobs.cli"]
-    run([*g2is, "ingest", *command(inputs, workspace)[4:]])
-    warm_up = [*g2is, "warmup", "--config", str(inputs / "run.yaml"), "--workspace", str(workspace)]
+    run(["ingest", *command(inputs, workspace)[1:]])
+    warm_up = ["warmup", "--config", str(inputs / "run.yaml"), "--workspace", str(workspace)]
+    warm_up += ["--address", ray_address]
     warm_up += ["--warmup-epochs", "12"]  # long enough to be interrupted after checkpoint 1
-    driver = subprocess.Popen(warm_up, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [*G2IS, *warm_up], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+    )
     while driver.poll() is None and not there("warmup/checkpoint-1/moments.safetensors")(workspace):
         time.sleep(0.01)
     driver.send_signal(signal.SIGINT)  # ends its workers too, unlike SIGKILL

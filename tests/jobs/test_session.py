@@ -90,6 +90,7 @@ def test_a_file_system_without_locks_only_warns(ws, monkeypatch, caplog):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_lock_ends_with_a_driver_that_is_killed(tmp_path):
     """Also where processes that Ray has started for it are still there."""
     workspace = str(tmp_path / "ws")

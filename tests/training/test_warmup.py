@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 import jobs.gradients
 from g2is_ray.config import (
-    ExecutionSettings,
     LoraSettings,
     ModelSettings,
     ReadSettings,
@@ -20,7 +18,7 @@ from g2is_ray.config import (
     as_dict,
 )
 from g2is_ray.workspace.workspace import Workspace
-from jobs.session import identified
+from jobs.session import Session, identified
 
 WARMUP = ["warmup", "--workspace", "ws"]
 
@@ -150,18 +148,11 @@ def test_a_run_refuses_a_missing_folder_before_it_reads_the_pool(refused, tiny_m
 
 
 def test_an_imported_adapter_is_measured_before_gradients(
-    g2is, ingest, checkpoint, tiny_model, monkeypatch
+    g2is, ingest, checkpoint, tiny_model, monkeypatch, in_process
 ):
-    """Runs the worker's actor in this process."""
-
-    def inline(session, items, label, actor, order, workers):
-        return {item: actor(order).process(item) for item in items}
-
     ingest()
     g2is(*WARMUP, "--warmup-from", checkpoint("a"))
-    monkeypatch.setattr(jobs.gradients, "finish_parts", inline)
-    session = SimpleNamespace(workspace=Workspace("ws"), execution=ExecutionSettings())
-    given = session, ModelSettings(model=tiny_model), ReadSettings(max_tokens=64)
+    given = Session("ws", {}), ModelSettings(model=tiny_model), ReadSettings(max_tokens=64)
     jobs.gradients._check_import(*given, receipt())
     losses = json.loads(Path("ws/warmup/losses.json").read_text())
     assert losses["rows"] == 32

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pool_files import row, write
 from selection_workspace import make_workspace
@@ -355,16 +355,8 @@ def mutations(draw):
     return mutate
 
 
-EXAMPLES = int(os.environ.get("G2IS_FUZZ_EXAMPLES", "10"))
-
-
+@pytest.mark.fuzz
 @given(st.data())
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 def test_any_record_is_read_or_refused_in_one_sentence(selected, data):
     root, files = selected
     order = sorted(files, key=lambda path: (path.name != "workspace.json", str(path)))

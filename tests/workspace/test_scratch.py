@@ -92,7 +92,7 @@ def test_a_folder_ends_with_its_block(place):
 
 HOLD = """
 import sys, time
-from g2is_ray import scratch
+from g2is_ray.workspace import scratch
 with scratch.folder() as folder:
     (folder / "x").write_bytes(b"1")
     print(folder, flush=True)
