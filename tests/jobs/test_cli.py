@@ -325,8 +325,8 @@ def test_a_stage_names_the_one_it_waits_for(command, earlier, ingest, g2is, refu
 
 
 def test_sizes_are_refused_before_the_hours_they_would_cost(ingest, refused, monkeypatch):
-    later = (read, lambda session: pytest.fail("a later stage began"))
-    monkeypatch.setattr("jobs.main_job.stages", lambda session: later)
+    later = [("ingest", read), ("later", lambda session: pytest.fail("a later stage began"))]
+    monkeypatch.setattr("jobs.main_job.stages", lambda tasks: later)
     arguments = ["run", *ingest("--target", "t=val.jsonl", "--fraction", "0.5")[1:]]
     assert refused(*arguments) == "neighbors must be below the number of rows, 30, got 32"
     sentence = refused(*arguments, "--neighbors", "5", "--fraction", "0.01")
