@@ -65,6 +65,6 @@ class EventLog:
         lines = "".join(line + "\n" for line in self._held)
         self._held, self._wrote = [], time.monotonic()
         try:
-            self._workspace.append_bytes(FILE, lines.encode())
+            self._workspace.storage.append_bytes(FILE, lines.encode())
         except G2isError as error:
             log.warning("events are not written: %s", error)

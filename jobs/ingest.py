@@ -43,7 +43,7 @@ def ingest(session: Session) -> None:
     pool = session.settings(PoolSettings)
     targets = session.settings(TargetSettings)
     for name in targets.test:
-        known = session.workspace.exists(target_stage(name, "val"))
+        known = session.workspace.storage.exists(target_stage(name, "val"))
         if name not in targets.target and not known:
             raise SettingError(f"test {name} has no target of that name; give --target {name}=FILE")
     own, test = (
@@ -55,7 +55,7 @@ def ingest(session: Session) -> None:
     own_files, test_files = ({n: expand([file]) for n, file in one.items()} for one in (own, test))
     model, read, _ = pool_settings(session)
     tokenizer = loading.load_tokenizer(model)
-    if not session.workspace.finished(POOL):
+    if not session.workspace.stage(POOL).finished():
         check_base(model, read.max_tokens)
     remember = as_dict(pool)
     del remember["append"]  # it is asked for once
@@ -85,7 +85,7 @@ def _removed(session: Session, kind: Literal["val", "test"]) -> dict[str, str]:
         target: session.sources([stage])[0]
         for target in targets_in(workspace)
         if (stage := target_stage(target, kind)) in workspace.stages()
-        and not workspace.names(stage)
+        and not workspace.storage.names(stage)
         and session.sources([stage])
     }
 
@@ -105,10 +105,12 @@ def _read(
     if not model.template_date and asks_for_date(tokenizer):
         model = dataclasses.replace(model, template_date=today())
     if stage == POOL and "pool" not in session.given:
-        if workspace.finished(POOL):  # its files are not read again, but its tokens must not change
+        if workspace.stage(
+            POOL
+        ).finished():  # its files are not read again, but its tokens must not change
             known = workspace.stages()[POOL]
             template = {"template": identity(tokenizer)}
-            workspace.begin(POOL, known["settings"] | template, arguments=known["arguments"])
+            workspace.stage(POOL).begin(known["settings"] | template, arguments=known["arguments"])
             return
         files = expand(files)
     decides = _decides(tokenizer, model, read, schema) | {"files": [describe(f) for f in files]}
@@ -117,7 +119,7 @@ def _read(
     remembered = as_dict(read, model, seed) | remember
     remedies = {"files": "add files with --append"} if stage == POOL else {}
     session.begin(stage, facts=decides, remember=remembered, remedies=remedies)
-    if workspace.finished(stage):
+    if workspace.stage(stage).finished():
         log.info("%s: already done", stage)
         return
     encoder = _encoder(tokenizer, model, read)
@@ -125,9 +127,13 @@ def _read(
         workspace, stage, files, encoder, read, schema=schema, max_rows=max_rows
     )
     _log_rows(stage, receipt)
-    if receipt.get("appends") and "append" not in session.given and not workspace.finished(stage):
+    if (
+        receipt.get("appends")
+        and "append" not in session.given
+        and not workspace.stage(stage).finished()
+    ):
         raise WorkspaceError(
-            f"{workspace.location(stage)}: a part of appended files is damaged; give the "
+            f"{workspace.storage.location(stage)}: a part of appended files is damaged; give the "
             "--append that read them again"
         )
 
@@ -153,8 +159,8 @@ def _append(
     new = [file for file in files if _content(described[file]) not in known]
     asked = [described[file] for file in new or files]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    pool = workspace.require(POOL, "ingest")
-    if not new and (name not in pool.get("appends", {}) or workspace.finished(POOL)):
+    pool = workspace.stage(POOL).require()
+    if not new and (name not in pool.get("appends", {}) or workspace.stage(POOL).finished()):
         log.info("pool: has all rows of %s already", ", ".join(files))
         return
     encoder = _encoder(tokenizer, model, read)
@@ -162,7 +168,7 @@ def _append(
         workspace, POOL, new or files, encoder, read, schema=schema, append=name
     )
     if new:
-        workspace.extend(POOL, identified(decides) | {"files": held + asked})
+        workspace.stage(POOL).extend(identified(decides) | {"files": held + asked})
     log.info("pool: %d rows more", receipt["rows"] - pool["rows"])
     _log_rows(POOL, receipt)
 
@@ -269,7 +275,7 @@ def pool_settings(session: Session) -> tuple[ModelSettings, ReadSettings, SeedSe
 def _require_same(session: Session, model: ModelSettings) -> None:
     """Refuse another model than the pool was read with: its tokens would be others."""
     record = session.workspace.stages().get(POOL)
-    if record is None or not session.workspace.names(POOL):
+    if record is None or not session.workspace.storage.names(POOL):
         return
     settings = {**record["settings"], "model": model.model}
     arguments = {**record["arguments"], "model": model.model}

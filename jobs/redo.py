@@ -34,7 +34,7 @@ def redo(session: Session) -> None:
     stale = [*stages, *_measured(workspace, stages)]
     workspace.forget([stage for stage in stages if "@" in stage or _is_left_out(session, stage)])
     for path in stale:
-        workspace.remove(path)
+        workspace.storage.remove(path)
     log.info("removed to be recomputed: %s", ", ".join(stages) or "nothing, there is nothing yet")
     log.info("to go on after an interruption, give the command without --redo")
 
@@ -70,7 +70,7 @@ def _named(workspace: Workspace, names: Iterable[str], known: Mapping[str, Recor
     for name in names:
         plain = name.strip("/")
         own = [stage for stage in known if f"{stage}/".startswith(f"{plain}/")]
-        if not own and STAGE.fullmatch(plain) and workspace.names(plain):
+        if not own and STAGE.fullmatch(plain) and workspace.storage.names(plain):
             own = [plain]  # of unknown origin
         if not own or not plain:
             there = ", ".join(known) or "none yet"
@@ -83,7 +83,7 @@ def _measured(workspace: Workspace, stages: Iterable[str]) -> list[str]:
     """Files that show stages, in folders of others: scores, and a comparison's numbers."""
     files: dict[str, None] = {}
     removed = set(stages)
-    for target in workspace.names("evaluations"):
+    for target in workspace.storage.names("evaluations"):
         for variant in variants_in(workspace, target):
             if f"tuned/{variant}" in removed:
                 score = score_name(target, variant)

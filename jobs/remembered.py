@@ -33,18 +33,17 @@ def remembered(
         WorkspaceError: a name or a value cannot have been remembered.
         SettingError: a source of rows must be given again.
     """
+    index = workspace.storage.location("workspace.json")
     arguments: dict[str, Any] = known.get(stage, {}).get("arguments", {})
     if unknown := sorted(arguments.keys() - _NAMES):
         raise WorkspaceError(
-            f"{workspace.location('workspace.json')} is damaged: {stage} remembers "
+            f"{index} is damaged: {stage} remembers "
             f"{unknown[0][:100]!r}, which is no setting that is remembered"
         )
     try:
         check(_CLASSES, arguments)
     except SettingError as error:
-        raise WorkspaceError(
-            f"{workspace.location('workspace.json')} is damaged: {stage} remembers that {error}"
-        ) from None
+        raise WorkspaceError(f"{index} is damaged: {stage} remembers that {error}") from None
     for name in ("pool", "target", "test"):
         sources = arguments.get(name, ())
         for source in sources.values() if isinstance(sources, dict) else sources:

@@ -114,8 +114,7 @@ class Session:
             grown, remedies: see `Workspace.begin`.
         """
         values = as_dict(*settings)
-        self.workspace.begin(
-            stage,
+        self.workspace.stage(stage).begin(
             identified({**values, **(facts or {})}),
             inputs,
             arguments={**values, **(remember or {})},
@@ -214,11 +213,11 @@ def _locked(workspace: Workspace) -> Iterator[bool]:
     Raises:
         WorkspaceError: another command holds the lock, or the folder cannot be written.
     """
-    if not workspace.is_local:
+    if not workspace.storage.is_local:
         yield False
         return
     held = True
-    with os.fdopen(workspace.open_own(_LOCK)) as file:
+    with os.fdopen(workspace.storage.open_own(_LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -226,7 +225,7 @@ def _locked(workspace: Workspace) -> Iterator[bool]:
                 f"another command is writing {workspace.url}: wait until it ends, or stop it"
             ) from None
         except OSError as error:  # of a network file system that has no locks
-            where = workspace.location(_LOCK)
+            where = workspace.storage.location(_LOCK)
             log.warning("%s cannot be locked: give one command at a time (%s)", where, error)
             held = False
         yield held

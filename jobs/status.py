@@ -36,17 +36,17 @@ def _in_order(workspace: Workspace) -> list[str]:
 
 
 def _line(workspace: Workspace, stage: str) -> tuple[str, str, str]:
-    names = workspace.names(stage)
+    names = workspace.storage.names(stage)
     pieces = "part-" if not stage.endswith("/trials") else ""
     receipts = [n for n in names if n.endswith(".json") and n.startswith(pieces)]
     if f"{STAGE_RECEIPT}.json" in names:
         receipts = [name for name in receipts if name != f"{STAGE_RECEIPT}.json"]
-        receipt = workspace.read_receipt(stage)
+        receipt = workspace.stage(stage).receipt()
         total = receipt.get("parts", len(receipts) or 1)
         rows = f", {receipt['rows']} rows" if "rows" in receipt else ""
         seconds = receipt["seconds"]
         # The warm-up stays what it is when the pool grows.
-        grown = workspace.outgrown(stage) if stage != WARMUP else []
+        grown = workspace.stage(stage).outgrown() if stage != WARMUP else []
         behind = f", before {' and '.join(grown)} grew" if grown else ""
         return stage, f"{len(receipts) or 1}/{total}", f"done{rows}, {seconds:.1f} s{behind}"
     state = "begun" if names else "to do"
@@ -62,6 +62,6 @@ def _total(workspace: Workspace, stage: str) -> str:
     else:
         known = stage.startswith(("selections/", "tuned/", "evaluations/", "warmup"))
         return "1" if known else "?"
-    if not workspace.exists(f"{source}/{STAGE_RECEIPT}.json"):
+    if not workspace.storage.exists(f"{source}/{STAGE_RECEIPT}.json"):
         return "?"
-    return str(workspace.read_receipt(source)["parts"])
+    return str(workspace.stage(source).receipt()["parts"])

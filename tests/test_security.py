@@ -22,7 +22,7 @@ from g2is_ray.config import ModelSettings
 from g2is_ray.data.reading import Example, Rejected, read_examples
 from g2is_ray.errors import InputError, WorkspaceError
 from g2is_ray.models import loading
-from g2is_ray.workspace.storage import array_bytes
+from g2is_ray.workspace.storage import Storage, array_bytes
 from g2is_ray.workspace.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -197,12 +197,12 @@ def objects():
 
 
 @pytest.mark.parametrize("data", [pickle.dumps(Planted()), objects(), archive()])
-@pytest.mark.parametrize("read", [Workspace.read_array, Workspace.map_array])
+@pytest.mark.parametrize("read", [Storage.read_array, Storage.map_array])
 def test_a_planted_array_is_refused_and_does_nothing(read, data, folder):
     workspace = Workspace("ws")
-    workspace.write_bytes("gradients/part-00000.npy", data)
+    workspace.storage.write_bytes("gradients/part-00000.npy", data)
     with pytest.raises(WorkspaceError, match=r"part-00000\.npy is damaged"):
-        read(workspace, "gradients/part-00000.npy")
+        read(workspace.storage, "gradients/part-00000.npy")
     assert not (folder / "owned").exists()
 
 

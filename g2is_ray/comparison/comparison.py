@@ -218,7 +218,9 @@ class _TargetTrials:
     def _row(self, name: str) -> MethodRow:
         trials, scores, picks = self._trials[name], self._scores[name], self._picks[name]
         is_reference = name == self._reference
-        receipts = [self._workspace.piece(trial.stage, trial.name) for trial in trials]
+        receipts = [
+            self._workspace.stage(trial.stage).require_piece(trial.name) for trial in trials
+        ]
         facts = [one.facts() for one in scores]
         asked = facts[0]["exact_match"] is not None
         groups = [Counter(self._pool.groups[row] for row in rows) for rows in picks]
@@ -297,12 +299,12 @@ class _Costs:
 
 
 def _stage_cost(workspace: Workspace, stage: str) -> Cost:
-    seconds = workspace.read_receipt(stage)["seconds"]
+    seconds = workspace.stage(stage).receipt()["seconds"]
     stored, on_gpu = 0, False
-    for name in workspace.names(stage):
-        receipt = workspace.read_json(f"{stage}/{name}") if name.endswith(".json") else None
+    for name in workspace.storage.names(stage):
+        receipt = workspace.storage.read_json(f"{stage}/{name}") if name.endswith(".json") else None
         if isinstance(receipt, dict):
-            with workspace.understanding(f"{stage}/{name}"):
+            with workspace.storage.understanding(f"{stage}/{name}"):
                 stored += sum(held["bytes"] for held in receipt.get("files", {}).values())
                 on_gpu |= receipt.get("device") == "cuda"
     return Cost(seconds=seconds, gpu_seconds=on_gpu * seconds, stored_bytes=stored)

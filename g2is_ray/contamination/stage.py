@@ -48,12 +48,12 @@ def write_overlap(workspace: Workspace) -> None:
         _compare(workspace, sets, _compared(workspace, sets))
     leaked = np.flatnonzero(rows_like_tests(workspace)).tolist()
     digest = hashlib.sha256(json.dumps(leaked).encode()).hexdigest()
-    workspace.extend(OVERLAP, {"test_rows_in_pool": len(leaked), "sha256": digest})
+    workspace.stage(OVERLAP).extend({"test_rows_in_pool": len(leaked), "sha256": digest})
 
 
 def _reference_sets(workspace: Workspace) -> list[str]:
     every = (f"targets/{name}/{kind}" for name in targets_in(workspace) for kind in ("val", "test"))
-    return [name for name in every if workspace.exists(f"{name}/{STAGE_RECEIPT}.json")]
+    return [name for name in every if workspace.storage.exists(f"{name}/{STAGE_RECEIPT}.json")]
 
 
 def _compared(workspace: Workspace, sets: Sequence[str]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _compared(workspace: Workspace, sets: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_current(workspace: Workspace) -> bool:
-    receipt = workspace.receipt(OVERLAP)
+    receipt = workspace.stage(OVERLAP).verified()
     now = _compared(workspace, _reference_sets(workspace))
     return receipt is not None and receipt.get("compared") == now
 
@@ -82,7 +82,7 @@ def _compare(workspace: Workspace, sets: Sequence[str], compared: Mapping[str, A
         "seconds": round(time.monotonic() - began, 3),
     }
     files = {"matches.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()}
-    workspace.commit(OVERLAP, STAGE_RECEIPT, files, facts)
+    workspace.stage(OVERLAP).commit(STAGE_RECEIPT, files, facts)
 
 
 def _turns(examples: ExampleSet) -> Iterator[list[Turn]]:
@@ -97,14 +97,16 @@ def _of_pool(
     references = {name: value for name, value in compared.items() if name != POOL}
     for part in range(pool.parts):
         name = part_name(part)
-        of = references | {"part": workspace.held(POOL, name, f"{name}.parquet")["sha256"]}
-        done = workspace.receipt(OVERLAP, name)
+        of = references | {
+            "part": workspace.stage(POOL).receipt(name).file(f"{name}.parquet")["sha256"]
+        }
+        done = workspace.stage(OVERLAP).verified(name)
         if done is None or done.get("compared") != of:
             matches = list(_of_part(pool, part, index))
             lines = "".join(json.dumps(match) + "\n" for match in matches)
             files = {f"{name}.jsonl": lines.encode()}
-            workspace.commit(OVERLAP, name, files, {"compared": of, "matches": len(matches)})
-        lines_of = workspace.read_bytes(f"{OVERLAP}/{name}.jsonl").splitlines()
+            workspace.stage(OVERLAP).commit(name, files, {"compared": of, "matches": len(matches)})
+        lines_of = workspace.storage.read_bytes(f"{OVERLAP}/{name}.jsonl").splitlines()
         yield from (Match(*json.loads(line)) for line in lines_of)
 
 
@@ -182,9 +184,12 @@ def overlaps(workspace: Workspace) -> list[Overlap]:
     if not _is_current(workspace):
         return []
     try:
-        every = [Overlap(**pair) for pair in workspace.piece(OVERLAP, STAGE_RECEIPT)["pairs"]]
+        every = [
+            Overlap(**pair)
+            for pair in workspace.stage(OVERLAP).require_piece(STAGE_RECEIPT)["pairs"]
+        ]
     except (KeyError, TypeError):
-        raise workspace.damaged(f"{OVERLAP}/{STAGE_RECEIPT}.json") from None
+        raise workspace.storage.damaged(f"{OVERLAP}/{STAGE_RECEIPT}.json") from None
     known = [one for one in every if one.set == POOL or _is_first(one)]
     return sorted(known, key=lambda one: (not one.is_of_tests, one.set != POOL, one.of, one.set))
 
@@ -210,7 +215,7 @@ def rows_like_tests_if_compared(workspace: Workspace) -> NDArray[np.bool_]:
     """`rows_like_tests`, or all False if the current sets were not compared yet; bool [n]."""
     if _is_current(workspace):
         return rows_like_tests(workspace)
-    return np.zeros(workspace.require(POOL, "ingest")["rows"], dtype=bool)
+    return np.zeros(workspace.stage(POOL).require()["rows"], dtype=bool)
 
 
 def _is_first(one: Overlap) -> bool:
@@ -234,18 +239,18 @@ def rows_like_tests(workspace: Workspace) -> NDArray[np.bool_]:
     Raises:
         WorkspaceError: the current sets were not compared yet.
     """
-    workspace.require(OVERLAP, "ingest")
+    workspace.stage(OVERLAP).require()
     if not _is_current(workspace):
         raise WorkspaceError(
             f"{workspace.url} holds sets that were not compared for overlaps yet; run `g2is ingest "
             f"--workspace {workspace.url}` first"
         )
-    alike = np.zeros(workspace.require(POOL, "ingest")["rows"], dtype=bool)
+    alike = np.zeros(workspace.stage(POOL).require()["rows"], dtype=bool)
     try:
-        for line in workspace.read_bytes(_MATCHES).splitlines():
+        for line in workspace.storage.read_bytes(_MATCHES).splitlines():
             match = json.loads(line)
             if match["set"] == POOL and match["of"].endswith("/test"):
                 alike[match["row"]] = True
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise workspace.damaged(_MATCHES) from None
+        raise workspace.storage.damaged(_MATCHES) from None
     return alike

@@ -55,7 +55,7 @@ class ExampleSet:
     def __init__(self, workspace: Workspace, folder: str) -> None:
         self._workspace = workspace
         self.folder = folder
-        receipt = workspace.require(folder, "ingest")
+        receipt = workspace.stage(folder).require()
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         full = receipt["part_rows"]  # only the last part of each reading has fewer rows
@@ -64,7 +64,7 @@ class ExampleSet:
         if sizes is None and len(firsts) == self.parts:
             sizes = [min(full, self.rows - first) for first in firsts]
         if sizes is None or (len(sizes), sum(sizes)) != (self.parts, self.rows):
-            raise workspace.damaged(f"{folder}/{STAGE_RECEIPT}.json")
+            raise workspace.storage.damaged(f"{folder}/{STAGE_RECEIPT}.json")
         self.first_rows = np.concatenate([[0], np.cumsum(sizes)])
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -73,11 +73,11 @@ class ExampleSet:
 
     def _table(self, part: int, columns: Sequence[str] | None) -> pa.Table:
         path = f"{self.folder}/{part_name(part)}.parquet"
-        data = self._workspace.read_bytes(path)
+        data = self._workspace.storage.read_bytes(path)
         try:
             return pq.read_table(pa.BufferReader(data), columns=columns and list(columns))
         except (pa.ArrowException, OSError):
-            raise self._workspace.damaged(path) from None
+            raise self._workspace.storage.damaged(path) from None
 
     def turns(self, part: int) -> list[list[tuple[str, str]]]:
         """Role and text of each turn, by row of a part; faster than reading whole messages."""
@@ -185,7 +185,7 @@ def write_examples(
 def _set_receipt(workspace: Workspace, folder: str) -> dict[str, Any]:
     """The set's receipt, without a check of its files; empty if there is none."""
     try:
-        return workspace.read_receipt(folder)
+        return workspace.stage(folder).receipt()
     except WorkspaceError:
         return {}
 
@@ -194,7 +194,7 @@ def _first_part(workspace: Workspace, folder: str, append: str) -> int:
     """Number of the first part of an append, whether the append is finished or not."""
     if not append:
         return 0
-    receipt = workspace.require(folder, "ingest")
+    receipt = workspace.stage(folder).require()
     return int(receipt.get("appends", {}).get(append, receipt["parts"]))
 
 
@@ -228,7 +228,7 @@ def _write_part(
     max_rejected_rows: int,
 ) -> dict[str, Any] | None:
     """Write the next part, or skip its items if it is finished; None at the end."""
-    done = workspace.receipt(folder, part_name(part))
+    done = workspace.stage(folder).verified(part_name(part))
     if done is not None and done.get("append", "") == append:
         for _ in range(done["items"]):
             next(items)
@@ -267,7 +267,7 @@ def _write_part(
     }
     if append:
         facts["append"] = append
-    return workspace.commit(folder, name, files, facts)
+    return workspace.stage(folder).commit(name, files, facts)
 
 
 def _row(example: Example, encoder: ChatEncoder) -> dict[str, Any]:
@@ -319,12 +319,12 @@ def _refuse_rejected(
     if not rows or _too_many(receipts, settings):
         # A finished set's own rejected.jsonl belongs to its receipt.
         where = f"{folder}/{'append-' if first else ''}rejected.jsonl"
-        workspace.write_bytes(where, lines)
+        workspace.storage.write_bytes(where, lines)
         allowed = f"more than max_rejected {settings.max_rejected:g} allows"
         raise InputError(
             f"{', '.join(files)}: {rejected} of {items} rows cannot be used, "
             f"{allowed if rows else 'so no row is left'}; the first is {reason}; "
-            f"all are in {workspace.location(where)}"
+            f"all are in {workspace.storage.location(where)}"
         )
 
 
@@ -332,7 +332,7 @@ def _rejected_lines(
     workspace: Workspace, folder: str, receipts: Iterable[tuple[int, dict[str, Any]]]
 ) -> bytes:
     return b"".join(
-        workspace.read_bytes(f"{folder}/{part_name(part)}.rejected.jsonl")
+        workspace.storage.read_bytes(f"{folder}/{part_name(part)}.rejected.jsonl")
         for part, receipt in receipts
         if receipt["rejected"]
     )
@@ -351,7 +351,7 @@ def _finish(
     earlier = _set_receipt(workspace, folder)
     count = max(first + len(own), earlier.get("parts", 0))
     receipts = [
-        own[part - first] if 0 <= part - first < len(own) else workspace.read_receipt(folder, name)
+        own[part - first] if 0 <= part - first < len(own) else workspace.stage(folder).receipt(name)
         for part, name in enumerate(map(part_name, range(count)))
     ]
     keys = ("rows", "items", "rejected", "truncated", "altered", "tokens")
@@ -366,8 +366,8 @@ def _finish(
     if appends:
         facts["appends"] = appends
     lines = _rejected_lines(workspace, folder, enumerate(receipts))
-    receipt = workspace.commit(
-        folder, STAGE_RECEIPT, {"rejected.jsonl": lines} if lines else {}, facts
+    receipt = workspace.stage(folder).commit(
+        STAGE_RECEIPT, {"rejected.jsonl": lines} if lines else {}, facts
     )
     _remove_leftovers(workspace, folder, count)
     return receipt
@@ -376,7 +376,7 @@ def _finish(
 def _remove_leftovers(workspace: Workspace, folder: str, parts: int) -> None:
     """Remove parts of an unfinished append, which the set's receipt does not list."""
     kept = {part_name(part) for part in range(parts)}
-    for name in workspace.names(folder):
+    for name in workspace.storage.names(folder):
         is_part = name.startswith("part-") and name.partition(".")[0] not in kept
         if is_part or name == "append-rejected.jsonl":
-            workspace.remove(f"{folder}/{name}")
+            workspace.storage.remove(f"{folder}/{name}")

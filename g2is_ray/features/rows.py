@@ -82,11 +82,11 @@ def map_parts(workspace: Workspace, stage: str, parts: int, kind: str = "") -> M
     _allow_open_files(parts)
     names = [part_name(part) for part in range(parts)]
     paths = [f"{stage}/{name}{kind}.npy" for name in names]
-    if workspace.is_local:
-        return MappedParts([workspace.map_array(path) for path in paths])
-    held = [workspace.held(stage, name, f"{name}{kind}.npy") for name in names]
-    what = workspace.location(stage)
-    return MappedParts(workspace.map_copies(dict(zip(paths, held, strict=True)), what))
+    if workspace.storage.is_local:
+        return MappedParts([workspace.storage.map_array(path) for path in paths])
+    held = [workspace.stage(stage).receipt(name).file(f"{name}{kind}.npy") for name in names]
+    what = workspace.storage.location(stage)
+    return MappedParts(workspace.storage.map_copies(dict(zip(paths, held, strict=True)), what))
 
 
 def _allow_open_files(more: int) -> None:
@@ -100,9 +100,9 @@ def _allow_open_files(more: int) -> None:
 
 def map_neighbors(workspace: Workspace, stage: str) -> MappedParts:
     """Neighbor rows [n, k] of a finished graph."""
-    return map_parts(workspace, stage, workspace.require(stage, "graph")["parts"], ".neighbors")
+    return map_parts(workspace, stage, workspace.stage(stage).require()["parts"], ".neighbors")
 
 
 def map_similarities(workspace: Workspace, stage: str) -> MappedParts:
     """Similarities [n, k] of the neighbors of a finished graph."""
-    return map_parts(workspace, stage, workspace.require(stage, "graph")["parts"], ".similarities")
+    return map_parts(workspace, stage, workspace.stage(stage).require()["parts"], ".similarities")

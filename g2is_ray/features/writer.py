@@ -95,7 +95,7 @@ class FeatureWriter(ABC):
             "device": loading.default_device().type,
         }
         files = feature_files(one.part, features)
-        receipt = self._workspace.commit_once(one.stage, part_name(one.part), files, facts)
+        receipt = self._workspace.stage(one.stage).commit_once(part_name(one.part), files, facts)
         refuse_invalid(one.stage, invalid, examples.rows)
         return receipt
 

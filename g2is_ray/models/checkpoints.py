@@ -64,7 +64,7 @@ def files(
 
 def weights(workspace: Workspace) -> list[float]:
     """Weight of each checkpoint: its mean learning rate (LESS, arXiv 2402.04333), of sum 1."""
-    rates = workspace.require(WARMUP, "warmup")["learning_rates"]
+    rates = workspace.stage(WARMUP).require()["learning_rates"]
     return [rate / sum(rates) for rate in rates] if len(rates) > 1 else [1.0]
 
 
@@ -72,7 +72,7 @@ def load_model(workspace: Workspace, settings: ModelSettings, attention: str = "
     """The model with the last checkpoint's adapter, on the default device, for evaluation."""
     base = loading.load_base(settings, loading.default_device(), attention)
     last = len(weights(workspace))
-    with workspace.local_folder(f"{WARMUP}/checkpoint-{last}/adapter") as folder:
+    with workspace.storage.local_folder(f"{WARMUP}/checkpoint-{last}/adapter") as folder:
         return loading.load_adapter(base, folder)
 
 
@@ -96,8 +96,8 @@ def read(workspace: Workspace, number: int) -> Checkpoint:
     """Checkpoint `number`, from 1."""
     _, adapter, moments = (f"{WARMUP}/{name}" for name in file_names(number))
     return Checkpoint(
-        adapter=load_tensors(workspace.read_bytes(adapter)),
-        moments=load_tensors(workspace.read_bytes(moments)),
+        adapter=load_tensors(workspace.storage.read_bytes(adapter)),
+        moments=load_tensors(workspace.storage.read_bytes(moments)),
     )
 
 

@@ -43,9 +43,9 @@ def run_view(workspace: Workspace, pool_groups: dict[str, int]) -> RunView:
         WorkspaceError: the pool is not read yet, or a receipt is damaged.
     """
     stages = {s: r for s, r in workspace.stages().items() if not s.startswith("comparisons/")}
-    pool = workspace.require("pool", "ingest")
-    finished = [stage for stage in stages if workspace.exists(f"{stage}/receipt.json")]
-    receipts = {stage: workspace.read_receipt(stage) for stage in finished}
+    pool = workspace.stage("pool").require()
+    finished = [stage for stage in stages if workspace.storage.exists(f"{stage}/receipt.json")]
+    receipts = {stage: workspace.stage(stage).receipt() for stage in finished}
     graph: dict[str, Any] = {}
     for name, receipt in receipts.items():
         if name.startswith("graph/"):
@@ -94,7 +94,7 @@ def target_view(workspace: Workspace, target: str, groups: Sequence[str]) -> Tar
         WorkspaceError: a file of the target is missing or damaged.
     """
     val = ExampleSet(workspace, f"targets/{target}/val")
-    has_test = workspace.exists(f"targets/{target}/test/receipt.json")
+    has_test = workspace.storage.exists(f"targets/{target}/test/receipt.json")
     variants = variants_in(workspace, target)
     like_tests = rows_like_tests_if_compared(workspace)
     views = [
@@ -120,7 +120,7 @@ def _selection_view(
     like_tests: NDArray[np.bool_],
 ) -> SelectionView:
     stage = f"selections/{variant}"
-    summary = workspace.read_json(f"{stage}/summary.json")
+    summary = workspace.storage.read_json(f"{stage}/summary.json")
     records = read_picks(workspace, stage, len(groups))
     settings = workspace.stages()[stage]["settings"]
     base, _, baseline = variant.partition("@")
@@ -131,13 +131,13 @@ def _selection_view(
     shown = ExampleSet(workspace, "pool").take(first, ["messages"])
     texts = [_prompt_and_answer(row["messages"]) for row in shown]
     texts += [("", "")] * (len(records) - len(texts))
-    with workspace.understanding(f"{stage}/summary.json"):
+    with workspace.storage.understanding(f"{stage}/summary.json"):
         budget, unit = int(summary["budget"]), str(summary["unit"])
         components = [
             _COMPONENT.validate_python({**one, "index": one["component"] + 1})
             for one in summary.get("per_component", ())  # selectors other than the walk have none
         ]
-    with workspace.understanding(f"{stage}/selection.jsonl"):
+    with workspace.storage.understanding(f"{stage}/selection.jsonl"):
         picks = [
             _PICK.validate_python(
                 _from_one(record) | {"group": groups[record["row"]], "text": text, "answer": answer}
@@ -188,16 +188,16 @@ def _prompt_and_answer(messages: list[dict[str, str]]) -> tuple[str, str]:
 
 def _scores(workspace: Workspace, target: str, variants: Sequence[str]) -> list[ModelScore]:
     stage = f"evaluations/{target}"
-    if not workspace.exists(f"{stage}/receipt.json"):
+    if not workspace.storage.exists(f"{stage}/receipt.json"):
         return []
     scores = []
     for variant in [None, *variants]:
         file = f"{stage}/{score_name(target, variant) if variant else BASE}.json"
-        if not workspace.exists(file):
+        if not workspace.storage.exists(file):
             continue
-        measured = workspace.read_receipt(stage, score_name(target, variant) if variant else BASE)
+        measured = workspace.stage(stage).receipt(score_name(target, variant) if variant else BASE)
         name = score_name(variants[0], variant) if variant else BASE
-        tuned = workspace.read_receipt(f"tuned/{variant}") if variant else {}
+        tuned = workspace.stage(f"tuned/{variant}").receipt() if variant else {}
         scores.append(
             ModelScore(
                 name=name,

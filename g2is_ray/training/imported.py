@@ -44,7 +44,7 @@ def measure(
     with model.disable_adapter():
         base = _loss(model, encoded, pad_id, budget)
     facts = {"rows": len(encoded), "tuned": tuned, "base": base}
-    return workspace.commit(WARMUP, LOSSES, {}, facts)
+    return workspace.stage(WARMUP).commit(LOSSES, {}, facts)
 
 
 def _loss(model: Any, encoded: list[Encoded], pad_id: int, budget: int) -> float:

@@ -214,7 +214,7 @@ def import_checkpoints(
         "base": first.get("base_model_name_or_path"),
         "seconds": round(time.monotonic() - began, 3),
     }
-    return workspace.commit(WARMUP, STAGE_RECEIPT, files, facts)
+    return workspace.stage(WARMUP).commit(STAGE_RECEIPT, files, facts)
 
 
 # ---- adapter ---------------------------------------------------------------

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from g2is_ray.config import Features
 from g2is_ray.workspace.records import Record
-from g2is_ray.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from g2is_ray.workspace.workspace import Workspace
 
 POOL, WARMUP, GRADIENTS = "pool", "warmup", "gradients"
 OVERLAP = "overlap"  # of pool, targets and tests
@@ -58,6 +60,35 @@ def evaluation_stage(target: str) -> str:
     return f"evaluations/{target}"
 
 
+def command_of(stage: str) -> str:
+    """The command that makes a stage, as it is written after `g2is`.
+
+    >>> command_of("targets/law/gradients"), command_of("graph/embeddings-uncentered")
+    ('gradients', 'graph --features embeddings --no-center')
+    """
+    folder, _, name = stage.partition("/")
+    if folder == "graph":
+        features = " --features embeddings" if name.startswith("embeddings-") else ""
+        return f"graph{features}{' --no-center' if name.endswith('uncentered') else ''}"
+    if folder == "targets":
+        kind = name.rpartition("/")[2]
+        return "ingest" if kind in ("val", "test") else kind
+    return _COMMANDS.get(folder, "run")
+
+
+_COMMANDS = {
+    "pool": "ingest",
+    "overlap": "ingest",
+    "warmup": "warmup",
+    "gradients": "gradients",
+    "embeddings": "embeddings",
+    "selections": "select",
+    "tuned": "tune",
+    "evaluations": "evaluate",
+    "comparisons": "compare",
+}
+
+
 def comparison_stage(tokens: int, target: str) -> str:
     """Folder of what is compared for a target under a budget in supervised tokens."""
     return f"comparisons/{tokens}/{target}"
@@ -70,8 +101,10 @@ def comparison_file(tokens: int, kind: str) -> str:
 
 def comparisons_in(workspace: Workspace) -> list[int]:
     """Budgets, in supervised tokens, of the comparisons that have a page, ascending."""
-    budgets = (int(name) for name in workspace.names("comparisons") if name.isdigit())
-    return sorted(tokens for tokens in budgets if workspace.exists(comparison_file(tokens, "html")))
+    budgets = (int(name) for name in workspace.storage.names("comparisons") if name.isdigit())
+    return sorted(
+        tokens for tokens in budgets if workspace.storage.exists(comparison_file(tokens, "html"))
+    )
 
 
 _VARIANT = f"{NAME.pattern}(@{NAME.pattern})?"
@@ -114,7 +147,9 @@ def variants_in(workspace: Workspace, target: str) -> list[str]:
 def _is_outgrown(workspace: Workspace, variant: str) -> bool:
     """Whether the pool has grown since the variant, or what it is compared with, was selected."""
     main = variant.partition("@")[0]
-    inputs = {name for v in (main, variant) for name in workspace.outgrown(f"selections/{v}")}
+    inputs = {
+        name for v in (main, variant) for name in workspace.stage(selection_stage(v)).outgrown()
+    }
     return not inputs <= {POOL}  # a random draw is as old as the selection beside it
 
 

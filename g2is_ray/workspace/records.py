@@ -113,6 +113,12 @@ class Receipt(dict[str, Any]):
     def __reduce__(self) -> tuple[type[Receipt], tuple[dict[str, Any], str]]:
         return Receipt, (dict(self), self._where)
 
+    def file(self, name: str) -> dict[str, Any]:
+        """Facts of a file that the receipt lists: `bytes`, `sha256`, and the storage's `tag`."""
+        if name not in self["files"]:
+            self._refuse(f"it does not list {name}")
+        return dict(self["files"][name])
+
     def _refuse(self, why: str) -> Never:
         raise WorkspaceError(
             f"{self._where} is damaged ({why}); give the command that made it again"

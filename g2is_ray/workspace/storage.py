@@ -41,7 +41,12 @@ class Storage:
         self.is_local = "file" in self._fs.protocol
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
-        return type(self), (self.url if not self.is_local else self._root,)
+        return type(self), (self.portable_url,)
+
+    @property
+    def portable_url(self) -> str:
+        """The URL, or the absolute path where it is local, for processes in other folders."""
+        return self._root if self.is_local else self.url
 
     def location(self, path: str) -> str:
         """Absolute path or URL of `path`, as other libraries and users take it."""

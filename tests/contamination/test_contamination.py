@@ -156,10 +156,10 @@ def test_a_comparison_that_was_killed_compares_only_what_is_left(
 ):
     g2is(*ingest(files, tiny_model, tmp_path, "--part-rows", "20"))
     held = Workspace(str(tmp_path))
-    expected = held.read_bytes("overlap/matches.jsonl")
+    expected = held.storage.read_bytes("overlap/matches.jsonl")
     record = held.stages()["overlap"]
-    held.remove("overlap/receipt.json")
-    held.write_bytes("overlap/part-00002.jsonl", b"")  # damaged
+    held.storage.remove("overlap/receipt.json")
+    held.storage.write_bytes("overlap/part-00002.jsonl", b"")  # damaged
     read_parts, turns = [], ExampleSet.turns
 
     def noted(self: ExampleSet, part: int):
@@ -169,7 +169,7 @@ def test_a_comparison_that_was_killed_compares_only_what_is_left(
     monkeypatch.setattr(ExampleSet, "turns", noted)
     write_overlap(held)
     assert [part for folder, part in read_parts if folder == "pool"] == [2]
-    assert held.read_bytes("overlap/matches.jsonl") == expected
+    assert held.storage.read_bytes("overlap/matches.jsonl") == expected
     assert held.stages()["overlap"] == record
 
 
@@ -189,7 +189,7 @@ def test_a_test_set_that_comes_later_outdates_only_selections_of_its_rows(
     g2is(*select)
     assert (tmp_path / "selections/m/receipt.json").stat().st_mtime_ns == made
     g2is("ingest", "--test", f"m={files}/test.jsonl", *there)
-    assert "selections/m: made anew, because overlap grew" in told(*select)
+    assert "selections/m: recomputing, because overlap grew" in told(*select)
     assert not set(picks(tmp_path, "m")) & set(LEAKED)
 
 
@@ -234,16 +234,16 @@ def test_no_selector_picks_a_row_that_is_like_a_test_row(tmp_path, g2is):
     held = make_workspace(tmp_path)
     pool = list(ExampleSet(held, "pool").read_all(["messages"]))
     leaked = [3, 17, 40, 41, 42, 199, 239]
-    held.begin("targets/law/test", {})
+    held.stage("targets/law/test").begin({})
     write_rows(held, "targets/law/test", 0, [{"messages": pool[row]["messages"]} for row in leaked])
-    held.conclude("targets/law/test", {"rows": 7, "parts": 1, "part_rows": PART_ROWS})
+    held.stage("targets/law/test").conclude({"rows": 7, "parts": 1, "part_rows": PART_ROWS})
     write_overlap(held)
     others = [name for name in NAMES if name != "walk"]
     fraction = ["--fraction", "0.9", "--workspace", str(tmp_path)]
     for chosen in (["--selector", "walk"], ["--selector", "walk", "--joint"]):
         g2is("select", *chosen, "--baselines", *others, "paper", *fraction)
-    assert len(held.names("selections")) == (len(others) + 2) * 4
-    for variant in held.names("selections"):
+    assert len(held.storage.names("selections")) == (len(others) + 2) * 4
+    for variant in held.storage.names("selections"):
         rows = picks(tmp_path, variant)
         assert len(rows) > 100 and not set(rows) & set(leaked), variant
     assert len(pool) == PARTS * PART_ROWS
@@ -252,9 +252,9 @@ def test_no_selector_picks_a_row_that_is_like_a_test_row(tmp_path, g2is):
 def test_a_selection_waits_for_the_comparison(files, tiny_model, tmp_path, g2is, refused):
     g2is(*ingest(files, tiny_model, tmp_path))
     held = Workspace(str(tmp_path))
-    held.begin("targets/n/val", {})
+    held.stage("targets/n/val").begin({})
     rows = list(ExampleSet(held, "targets/m/val").read_all())
     write_rows(held, "targets/n/val", 0, rows)
-    held.conclude("targets/n/val", {"rows": VAL_ROWS, "parts": 1, "part_rows": 4096})
+    held.stage("targets/n/val").conclude({"rows": VAL_ROWS, "parts": 1, "part_rows": 4096})
     sentence = refused("select", "--fraction", "0.5", "--workspace", str(tmp_path), *BY_CHANCE)
     assert re.search("were not compared for overlaps yet; run `g2is ingest", sentence)

@@ -9,6 +9,7 @@ from pool_files import row, write
 
 from g2is_ray.chat.encoder import ChatEncoder
 from g2is_ray.data.examples import ExampleSet
+from g2is_ray.workspace.stage import Stage
 from g2is_ray.workspace.workspace import Workspace
 
 
@@ -170,8 +171,8 @@ def test_too_many_bad_rows_leave_the_pool_as_it_was_until_they_are_allowed(first
 
 def test_status_says_what_was_made_before_the_pool_grew(first, g2is):
     workspace = Workspace("ws")
-    workspace.begin("gradients", {}, ["pool"])
-    workspace.conclude("gradients", {"rows": 20, "parts": 3, "seconds": 1})
+    workspace.stage("gradients").begin({}, ["pool"])
+    workspace.stage("gradients").conclude({"rows": 20, "parts": 3, "seconds": 1})
     g2is(*appended("more.jsonl"))
     lines = g2is("status", "--workspace", "ws").splitlines()
     (line,) = (line for line in lines if line.startswith("gradients"))
@@ -217,7 +218,7 @@ def test_an_append_killed_before_it_was_recorded_is_not_made_twice(first, g2is, 
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(Workspace, "extend", end)
+        patch.setattr(Stage, "extend", end)
         with pytest.raises(SystemExit):
             g2is(*appended("more.jsonl"))
     g2is(*appended("more.jsonl"))

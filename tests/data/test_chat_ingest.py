@@ -39,7 +39,7 @@ def read(model, **given):
     if not given:
         given = {"pool": [write("pool.jsonl", ROWS)]}
     ingest(Session("ws", {"model": str(model), "max_rejected": 1.0, **given}))
-    return Workspace("ws").read_json("pool/receipt.json")
+    return Workspace("ws").storage.read_json("pool/receipt.json")
 
 
 @pytest.mark.parametrize("given", [{}, {"target": {"t": "t.jsonl"}}], ids=["pool", "target"])

@@ -8,7 +8,7 @@ import s3fs
 from main_job import command as main_job
 from selection_workspace import make_workspace
 
-from g2is_ray.workspace.workspace import Workspace
+from g2is_ray.workspace.storage import Storage
 
 MOST = 3
 SELECT = ["select", "--baselines", "random", "paper"]
@@ -18,9 +18,9 @@ SELECT = ["select", "--baselines", "random", "paper"]
 def reads(monkeypatch) -> list[str]:
     """Paths that this process reads from workspaces."""
     found = []
-    read = Workspace.read_bytes
+    read = Storage.read_bytes
     monkeypatch.setattr(
-        Workspace, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
+        Storage, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
     )
     return found
 
@@ -47,7 +47,7 @@ def test_select_and_status_read_it_a_few_times(count, tmp_path):
 
 def test_so_they_do_on_object_storage(g2is, s3, tmp_path):
     made = make_workspace(tmp_path / "ws")
-    s3fs.S3FileSystem().put(f"{made.location('')}/", f"{s3.url}/", recursive=True)
+    s3fs.S3FileSystem().put(f"{made.storage.location('')}/", f"{s3.url}/", recursive=True)
     select = ["select", "--selector", "tfidf"]
     for arguments in (select, select, ["status"]):
         s3.requests.clear()

@@ -38,7 +38,7 @@ def session(empty_folder) -> Session:
         TRIALS: {"lora_r": 12, "max_new_tokens": 13},
     }
     for stage, values in remembered.items():
-        held.begin(stage, {}, arguments=values)
+        held.stage(stage).begin({}, arguments=values)
     return Session("ws", {})
 
 

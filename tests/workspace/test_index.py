@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from g2is_ray.workspace.storage import Storage
 from g2is_ray.workspace.workspace import Workspace
 
 
@@ -11,9 +12,9 @@ from g2is_ray.workspace.workspace import Workspace
 def reads(monkeypatch) -> list[str]:
     """Paths that this process reads from local workspaces."""
     found = []
-    read = Workspace.read_bytes
+    read = Storage.read_bytes
     monkeypatch.setattr(
-        Workspace, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
+        Storage, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
     )
     return found
 
@@ -21,15 +22,15 @@ def reads(monkeypatch) -> list[str]:
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     held = Workspace(str(tmp_path / "ws"))
-    held.begin("pool", {"k": 3}, arguments={"pool": ["a"]})
+    held.stage("pool").begin({"k": 3}, arguments={"pool": ["a"]})
     return held
 
 
 def change(held: Workspace) -> None:
     """Change the index in each way that there is."""
-    held.begin("gradients", {"k": (1, 2)}, ["pool"], arguments={"a": (1, {"b": (2,)})})
-    held.begin("graph/centered", {}, ["gradients"])
-    held.extend("pool", {"k": 4})
+    held.stage("gradients").begin({"k": (1, 2)}, ["pool"], arguments={"a": (1, {"b": (2,)})})
+    held.stage("graph/centered").begin({}, ["gradients"])
+    held.stage("pool").extend({"k": 4})
     held.forget(["graph/centered"])
 
 
@@ -46,7 +47,7 @@ def test_a_kept_index_is_what_the_file_holds(shared, workspace):
 def test_a_kept_index_is_read_once_whatever_is_changed(workspace, reads):
     with workspace.index.kept(shared=False):
         change(workspace)
-        workspace.outgrown("gradients")
+        workspace.stage("gradients").outgrown()
     assert reads.count("workspace.json") == 1
 
 
@@ -54,7 +55,7 @@ def test_an_index_that_is_not_kept_is_read_each_time(workspace):
     other = Workspace(workspace.url)
     with workspace.index.kept(shared=False):
         workspace.stages()
-        other.begin("warmup", {})
+        other.stage("warmup").begin({})
         assert "warmup" not in workspace.stages()
     assert "warmup" in workspace.stages()
 
@@ -63,7 +64,7 @@ def test_an_index_that_was_never_written_is_empty(tmp_path):
     held = Workspace(str(tmp_path / "ws"))
     with held.index.kept(shared=True):
         assert held.stages() == {}
-        held.begin("pool", {})
+        held.stage("pool").begin({})
         assert list(held.stages()) == ["pool"]
 
 
@@ -71,7 +72,7 @@ def test_a_pickled_workspace_reads_the_index_itself(workspace):
     with workspace.index.kept(shared=False):
         workspace.stages()
         copied = pickle.loads(pickle.dumps(workspace))
-        workspace.begin("warmup", {})
+        workspace.stage("warmup").begin({})
     assert "warmup" in copied.stages()
 
 
@@ -80,8 +81,8 @@ def changed_together(first: Workspace, second: Workspace) -> None:
     with first.index.kept(shared=True), second.index.kept(shared=True):
         assert first.stages() == second.stages()
         for name in ("a", "b"):
-            first.begin(f"targets/{name}/val", {})
-            second.begin(f"targets/{name}/test", {})
+            first.stage(f"targets/{name}/val").begin({})
+            second.stage(f"targets/{name}/test").begin({})
         first.forget(["targets/b/val"])
 
 
@@ -92,7 +93,7 @@ def test_no_record_is_lost_where_others_write_too(workspace):
 
 def test_no_record_is_lost_on_object_storage_and_it_is_read_again_only_for_that(s3):
     held, other = Workspace(s3.url), Workspace(s3.url)
-    held.begin("pool", {})
+    held.stage("pool").begin({})
     changed_together(held, other)
     assert list(held.stages()) == ["pool", "targets/a/val", "targets/a/test", "targets/b/test"]
     s3.requests.clear()

@@ -50,59 +50,60 @@ def other_process(url):
 
 
 def test_what_others_write_and_remove_is_seen_at_once(workspace):
-    workspace.write_bytes("s/a", b"1")
-    assert workspace.names("s") == ["a"]
-    assert not workspace.exists("s/b")
+    workspace.storage.write_bytes("s/a", b"1")
+    assert workspace.storage.names("s") == ["a"]
+    assert not workspace.storage.exists("s/b")
     other = other_process(workspace.url)
-    other.write_bytes("s/b", b"2")
-    assert workspace.exists("s/b")
-    assert workspace.names("s") == ["a", "b"]
-    other.remove("s")
-    assert not workspace.exists("s/b")
-    assert workspace.names("s") == []
+    other.storage.write_bytes("s/b", b"2")
+    assert workspace.storage.exists("s/b")
+    assert workspace.storage.names("s") == ["a", "b"]
+    other.storage.remove("s")
+    assert not workspace.storage.exists("s/b")
+    assert workspace.storage.names("s") == []
 
 
 def test_the_mark_of_an_empty_folder_is_no_file(s3, workspace):
-    key = workspace.location("s/").removeprefix(f"s3://{BUCKET}/")
+    key = workspace.storage.location("s/").removeprefix(f"s3://{BUCKET}/")
     s3.client().put_object(Bucket=BUCKET, Key=key, Body=b"")
-    assert workspace.names("s") == []
+    assert workspace.storage.names("s") == []
 
 
 # Checking what is done
 
 
 @pytest.fixture
-def stage(workspace):
-    """A finished stage of one part."""
+def finished_workspace(workspace):
+    """A workspace with a finished stage of one part."""
     x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
-    workspace.commit("gradients", part_name(0), feature_files(0, x), {"rows": 5})
-    workspace.conclude("gradients", {"parts": 1, "rows": 5, "invalid": 0})
+    workspace.stage("gradients").commit(part_name(0), feature_files(0, x), {"rows": 5})
+    workspace.stage("gradients").conclude({"parts": 1, "rows": 5, "invalid": 0})
     return workspace
 
 
-def test_what_is_done_is_checked_without_reading_it(s3, stage):
+def test_what_is_done_is_checked_without_reading_it(s3, finished_workspace):
     s3.requests.clear()
-    assert stage.finished("gradients")
+    assert finished_workspace.stage("gradients").finished()
     read = [request for request in s3.requests if '"GET' in request]
     assert read
     assert not [request for request in read if ".npy" in request]
 
 
 @pytest.mark.parametrize("alter", [lambda data: data[:-1], lambda data: data[:-1] + b"x"])
-def test_a_truncated_or_altered_object_counts_as_not_done(alter, stage):
+def test_a_truncated_or_altered_object_counts_as_not_done(alter, finished_workspace):
     path = f"gradients/{part_name(0)}.npy"
-    stage.write_bytes(path, alter(stage.read_bytes(path)))
-    assert stage.finished("gradients") is None
+    storage = finished_workspace.storage
+    storage.write_bytes(path, alter(storage.read_bytes(path)))
+    assert finished_workspace.stage("gradients").finished() is None
 
 
-def test_a_workspace_copied_elsewhere_is_as_done_as_before(s3, stage, tmp_path):
+def test_a_workspace_copied_elsewhere_is_as_done_as_before(s3, finished_workspace, tmp_path):
     s3fs.S3FileSystem().get(f"{s3.url}/", f"{tmp_path}/", recursive=True)
-    assert Workspace(str(tmp_path)).finished("gradients")
+    assert Workspace(str(tmp_path)).stage("gradients").finished()
 
 
-def test_dimensions_are_known_without_copying_the_pool(s3, stage):
+def test_dimensions_are_known_without_copying_the_pool(s3, finished_workspace):
     s3.requests.clear()
-    assert FeatureSet(stage, "gradients").dimensions == 8
+    assert FeatureSet(finished_workspace, "gradients").dimensions == 8
     assert not [request for request in s3.requests if f"{part_name(0)}.npy" in request]
 
 
@@ -146,7 +147,7 @@ def test_no_credentials_are_refused_in_one_sentence(s3, monkeypatch, refused):
 
 
 def test_who_may_only_read_is_told_what_cannot_be_written_or_removed(s3, workspace, as_user):
-    workspace.write_bytes("s/a", b"1")
+    workspace.storage.write_bytes("s/a", b"1")
     as_user(**s3.read_only_user())
     reader = Workspace(s3.url)
     with s3.checking_access():
@@ -157,10 +158,10 @@ def test_who_may_only_read_is_told_what_cannot_be_written_or_removed(s3, workspa
             reader.remove("s")
 
 
-def test_a_piece_is_not_taken_for_undone_because_the_store_refuses(s3, stage, as_user):
+def test_a_piece_is_not_taken_for_undone_because_the_store_refuses(s3, finished_workspace, as_user):
     as_user(AWS_ACCESS_KEY_ID="nobody")
     with s3.checking_access(), pytest.raises(StorageError, match="Forbidden"):
-        Workspace(s3.url).receipt("gradients", part_name(0))
+        Workspace(s3.url).stage("gradients").verified(part_name(0))
 
 
 def test_a_missing_package_is_named():
@@ -172,7 +173,7 @@ def test_a_missing_package_is_named():
 
 def test_a_missing_file_is_missing_and_not_refused(workspace):
     with pytest.raises(WorkspaceError) as caught:
-        workspace.read_bytes("x")
+        workspace.storage.read_bytes("x")
     assert isinstance(caught.value, MissingError)
 
 
@@ -241,7 +242,7 @@ def test_a_bucket_without_a_name_is_refused(url):
 
 
 def test_capitals_in_a_kind_of_storage_do_not_matter(s3, workspace):
-    workspace.write_bytes("pool.jsonl", json.dumps(row(1)).encode())
+    workspace.storage.write_bytes("pool.jsonl", json.dumps(row(1)).encode())
     loud = s3.url.replace("s3://", "S3://")
     assert Workspace(loud).url == s3.url
     assert expand([f"{loud}/pool.jsonl"]) == [f"{s3.url}/pool.jsonl"]
@@ -252,13 +253,13 @@ def test_capitals_in_a_kind_of_storage_do_not_matter(s3, workspace):
 
 def test_pools_are_read_from_a_bucket_by_glob_and_folder(s3, workspace):
     for name in ("a", "b"):
-        workspace.write_bytes(f"pool/{name}.jsonl", json.dumps(row(1, id=name)).encode())
+        workspace.storage.write_bytes(f"pool/{name}.jsonl", json.dumps(row(1, id=name)).encode())
     files = [f"{s3.url}/pool/{name}.jsonl" for name in ("a", "b")]
     for source in ("pool", "pool/*.jsonl"):
         assert expand([f"{s3.url}/{source}"]) == files
     assert [example.id for example in read_examples(files)] == ["a", "b"]
     described = describe(files[0])
     assert described["name"] == "a.jsonl"
-    workspace.write_bytes("pool/a.jsonl", json.dumps(row(2, id="a")).encode())
+    workspace.storage.write_bytes("pool/a.jsonl", json.dumps(row(2, id="a")).encode())
     changed = describe(files[0])
     assert (changed["size"], changed["tag"] != described["tag"]) == (described["size"], True)
