@@ -47,14 +47,14 @@ def train(
     run_name = stage.replace("/", "-").replace("@", "-vs-")
     folder = f"{_CHECKPOINTS}/{run_name}"
     # A stage that is new or was removed must not resume from checkpoints of an earlier training.
-    if not workspace.names(stage) or not _names_own_checkpoints(workspace, folder):
-        workspace.remove(folder)
-    file_system, checkpoints = workspace.arrow(_CHECKPOINTS)
+    if not workspace.storage.names(stage) or not _names_own_checkpoints(workspace, folder):
+        workspace.storage.remove(folder)
+    file_system, checkpoints = workspace.storage.arrow(_CHECKPOINTS)
     check_nodes(share.num_cpus, share.num_gpus)
     trainer = interruptible_trainer(
         train_loop_per_worker=_train_on_worker,
         train_loop_config={
-            "url": workspace.location(""),
+            "url": workspace.storage.location(""),
             "stage": stage,
             "plan": plan,
             "rows": [int(row) for row in rows],
@@ -83,12 +83,12 @@ def train(
             "command again to resume from the last checkpoint"
         ) from error
     if result.return_value:
-        workspace.remove(folder)
+        workspace.storage.remove(folder)
         raise G2isError(result.return_value)
-    receipt = workspace.receipt(stage)
+    receipt = workspace.stage(stage).verified()
     if receipt is None:
         raise WorkError(f"{stage}: training ended without an adapter; give the same command again")
-    workspace.remove(folder)
+    workspace.storage.remove(folder)
     return receipt
 
 
@@ -98,7 +98,7 @@ def _names_own_checkpoints(workspace: Workspace, folder: str) -> bool:
     Ray Train removes the folders that its record names, and the workspace may not be trusted.
     """
     try:
-        record = workspace.read_bytes(f"{folder}/{CHECKPOINT_RECORD}").decode()
+        record = workspace.storage.read_bytes(f"{folder}/{CHECKPOINT_RECORD}").decode()
         names = recorded_checkpoints(record)
     except MissingError:
         return True

@@ -60,14 +60,16 @@ def write_rows(workspace: Workspace, rows: int, dimensions: int) -> None:
         x = rng.standard_normal((count, dimensions), dtype=np.float32)
         x += 0.3 * directions["common"] + 0.6 * directions["topic"][sub // 20]
         x += 0.7 * directions["subtopic"][sub]
-        workspace.commit("gradients", part_name(part), feature_files(part, x), {"rows": count})
+        workspace.stage("gradients").commit(
+            part_name(part), feature_files(part, x), {"rows": count}
+        )
     facts = {"rows": rows, "parts": len(parts), "invalid": 0}
-    workspace.commit("gradients", "receipt", {}, facts)
+    workspace.stage("gradients").commit("receipt", {}, facts)
 
 
 def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
     workspace, stage = Workspace(url), f"graph/benchmark-{given.graph}"
-    workspace.remove(stage)
+    workspace.storage.remove(stage)
     settings = GraphSettings(
         neighbors=given.neighbors, center=given.center, graph=given.graph, recall=given.recall
     )
@@ -83,7 +85,7 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, Any]:
             times[task.kind] += time.perf_counter() - began
             if task.kind == "tune":
                 probe = facts["probe"]
-    workspace.conclude(stage, {"parts": gradients.parts})
+    workspace.stage(stage).conclude({"parts": gradients.parts})
     return {
         "seconds": sum(times.values()),
         "phases": dict(times),
@@ -197,7 +199,7 @@ def main() -> None:
 
     scratch = given.scratch or tempfile.mkdtemp(prefix="g2is-graph-")
     url = given.workspace or os.path.join(scratch, f"{given.rows}x{given.dimensions}")  # noqa: PTH118
-    if not Workspace(url).exists("gradients/receipt.json"):
+    if not Workspace(url).storage.exists("gradients/receipt.json"):
         write_rows(Workspace(url), given.rows, given.dimensions)
     found = in_a_process(ours, url, given)
     given.reached = found["recall_low"]

@@ -55,7 +55,7 @@ def main() -> None:
     held = Workspace(parser.parse_args().workspace)
     momentum, pool = of_no_gradient(held), FeatureSet(held, GRADIENTS)
     files = [f"{GRADIENTS}/{part_name(part)}.norms.npy" for part in range(pool.parts)]
-    norms = np.concatenate([held.read_array(file) for file in files])
+    norms = np.concatenate([held.storage.read_array(file) for file in files])
     rows = norms[:, None] * pool.read_all()
     centered, without = normalize(rows, pool.pool_mean()), normalize(rows, momentum)
     lengths = np.linalg.norm(momentum), np.linalg.norm(pool.pool_mean())
@@ -72,7 +72,7 @@ def main() -> None:
     graphs = [knn_graph(x, NEIGHBORS) for x in (centered, without)]
     common = [len({*one} & {*other}) for one, other in zip(*graphs, strict=True)]
     print(f"of {NEIGHBORS} neighbors in common: {np.mean(common):.1f}")
-    for target in held.names("targets"):
+    for target in held.storage.names("targets"):
         mean = pool.of_target(target).mean(axis=0)
         picks = [
             set(islice(descending(x @ mean, x.any(axis=1)), PICKS)) for x in (centered, without)

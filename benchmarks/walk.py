@@ -56,17 +56,17 @@ def make(folder: Path, rows: int, dimensions: int, cluster_rows: int, neighbors:
         own = unit_rows(np.random.default_rng([1, first]), len(mine), dimensions)
         x = normalize(centers[mine % clusters] + OWN * own)
         part = first // PART_ROWS
-        held.commit("gradients", part_name(part), feature_files(part, x), {"rows": len(x)})
+        held.stage("gradients").commit(part_name(part), feature_files(part, x), {"rows": len(x)})
     parts = -(-rows // PART_ROWS)
-    held.conclude("gradients", {"rows": rows, "parts": parts, "invalid": 0})
+    held.stage("gradients").conclude({"rows": rows, "parts": parts, "invalid": 0})
     of_target = np.array(topics)[rng.integers(0, TARGET_TOPICS, TARGET_ROWS)]
     target = COMMON * common + TOPIC * of_target + OWN * unit_rows(rng, TARGET_ROWS, dimensions)
-    held.write_bytes("target.npy", array_bytes(normalize(target)))
+    held.storage.write_bytes("target.npy", array_bytes(normalize(target)))
     found = nearest_of_cluster(FeatureSet(held, "gradients", center=True), clusters, neighbors)
     for part, first in enumerate(range(0, rows, PART_ROWS)):
         own_rows = array_bytes(found[first : first + PART_ROWS])
-        held.write_bytes(f"graph/{part_name(part)}.neighbors.npy", own_rows)
-    held.conclude("graph", {"rows": rows, "parts": parts})
+        held.storage.write_bytes(f"graph/{part_name(part)}.neighbors.npy", own_rows)
+    held.stage("graph").conclude({"rows": rows, "parts": parts})
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dimensions: int) -> np.ndarray:
@@ -89,14 +89,14 @@ def nearest_of_cluster(x: FeatureSet, clusters: int, k: int) -> np.ndarray:
 def prepared(folder: Path, *shape: int) -> tuple[FeatureSet, np.ndarray]:
     """Pool and target of these sizes (see `make`); made by another process if not there."""
     held, made = Workspace(str(folder)), folder / "made.json"
-    if not made.exists() or json.loads(made.read_text()) != list(shape):
+    if not made.storage.exists() or json.loads(made.read_text()) != list(shape):
         child = multiprocessing.get_context("spawn").Process(target=make, args=(folder, *shape))
         child.start()
         child.join()
         if child.exitcode:
             raise SystemExit("the data could not be made")
         made.write_text(json.dumps(shape))
-    return FeatureSet(held, "gradients", center=True), held.read_array("target.npy")
+    return FeatureSet(held, "gradients", center=True), held.storage.read_array("target.npy")
 
 
 # ---- the yardstick ---------------------------------------------------------------

@@ -100,7 +100,7 @@ class Walks:
 
 def graph(held: Workspace, x: FeatureSet, center: bool) -> Neighbors:
     stage = graph_stage(center, x.kind)
-    if held.receipt(stage, STAGE_RECEIPT):
+    if held.stage(stage).verified(STAGE_RECEIPT):
         return map_neighbors(held, stage)
     return knn_graph(x.read_all(), 32)
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", help="all of the workspace by default")
     given = parser.parse_args()
     held = Workspace(given.workspace)
-    targets = given.targets or held.names("targets")
+    targets = given.targets or held.storage.names("targets")
     rows = list(ablations(targets))
     walks, measures = (
         Walks(held, given.features, rows, given.fraction),

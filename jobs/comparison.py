@@ -62,10 +62,10 @@ def compare(session: Session) -> Comparison:
         seeds=settings.seeds,
         reference=settings.reference,
     )
-    session.workspace.write_json(comparison_file(amount, "json"), dataclasses.asdict(found))
+    session.workspace.storage.write_json(comparison_file(amount, "json"), dataclasses.asdict(found))
     page = comparison_file(amount, "html")
-    session.workspace.write_bytes(page, render_comparison(found).encode())
-    log.info("compare: %s", session.workspace.location(page))
+    session.workspace.storage.write_bytes(page, render_comparison(found).encode())
+    log.info("compare: %s", session.workspace.storage.location(page))
     return found
 
 
@@ -77,7 +77,7 @@ def _check(session: Session, settings: CompareSettings, methods: Sequence[Method
             "reference to one of them"
         )
     for target in session.targets():
-        if not session.workspace.exists(f"targets/{target}/test/receipt.json"):
+        if not session.workspace.storage.exists(f"targets/{target}/test/receipt.json"):
             raise SettingError(
                 f"target {target} has no test rows to compare with: give --test {target}=FILE to "
                 "`g2is ingest`"
@@ -125,7 +125,7 @@ def _trials(
                 method=method,
                 seed=seed,
                 selection=task.stage,
-                fingerprint=session.workspace.fingerprint(task.stage),
+                fingerprint=session.workspace.stage(task.stage).fingerprint(),
             )
             for seed, task in zip(seeds, each, strict=True)
         ]
@@ -161,7 +161,7 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     by_seed = zip(*(each for own in trials.values() for each in own.values()), strict=True)
     tuned = [trial for each in by_seed for trial in each]
     order = TrialOrder(
-        url=session.workspace.location(""),
+        url=session.workspace.storage.location(""),
         model=model,
         plan=plan,
         evaluate=evaluate,
@@ -175,7 +175,7 @@ def _run(session: Session, trials: Mapping[str, Trials], rows: float) -> None:
     for stage in stages.values():
         own = [receipt for trial, receipt in receipts.items() if trial.stage == stage]
         seconds = round(sum(receipt["seconds"] for receipt in own), 3)
-        session.workspace.conclude(stage, {"trials": len(own), "seconds": seconds})
+        session.workspace.stage(stage).conclude({"trials": len(own), "seconds": seconds})
         if cut := sum(receipt.get("cut_replies", 0) for receipt in own):
             log.warning(
                 "%s: %d of %d replies reach max_new_tokens before they end, so their answers may "

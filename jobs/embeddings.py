@@ -15,7 +15,7 @@ def embeddings(session: Session) -> None:
     for stage, examples in stages.items():
         session.begin(stage, model, inputs=[examples], grown="extend")
     order = EmbeddingOrder(
-        url=session.workspace.location(""),
+        url=session.workspace.storage.location(""),
         model=model,
         execution=session.execution,
         max_tokens=read.max_tokens,

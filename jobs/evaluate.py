@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def evaluate(session: Session) -> None:
     """Write `evaluations/T` for each target T that has test rows."""
     for target in session.targets():
-        if session.workspace.exists(f"targets/{target}/test/receipt.json"):
+        if session.workspace.storage.exists(f"targets/{target}/test/receipt.json"):
             _evaluate(session, target)
         else:
             log.warning("evaluations/%s: no test rows; give --test %s=FILE", target, target)
@@ -29,7 +29,7 @@ def _evaluate(session: Session, target: str) -> None:
     workspace = session.workspace
     variants = variants_in(workspace, target)
     for variant in variants or [target]:
-        workspace.require_current(f"tuned/{variant}", "tune")
+        workspace.stage(f"tuned/{variant}").require_current()
     model, read, _ = pool_settings(session)
     stage = f"evaluations/{target}"
     settings = session.settings(EvaluateSettings, stage)
@@ -38,12 +38,12 @@ def _evaluate(session: Session, target: str) -> None:
         Measured(
             name=score_name(target, variant),
             adapter=f"tuned/{variant}/adapter",
-            fingerprint=workspace.fingerprint(f"tuned/{variant}"),
+            fingerprint=workspace.stage(f"tuned/{variant}").fingerprint(),
         )
         for variant in variants
     ]
     order = EvaluationOrder(
-        url=workspace.location(""),
+        url=workspace.storage.location(""),
         target=target,
         model=model,
         evaluate=settings,
@@ -62,7 +62,7 @@ def _evaluate(session: Session, target: str) -> None:
     scores = {item.name: receipts[item] for item in items}
     seconds = round(sum(one["seconds"] for one in scores.values()), 3)
     facts = {"models": list(scores), "seconds": seconds}
-    workspace.conclude(stage, facts)
+    workspace.stage(stage).conclude(facts)
     for name, one in scores.items():
         log.info("%s: %s: loss %.4f, exact match %s", stage, name, one["loss"], one["exact_match"])
         _warn_of_cuts(stage, name, one, settings, read)

@@ -23,7 +23,7 @@ def feature_stages(session: Session, features: Features) -> dict[str, str]:
     own = {f"targets/{name}/{features}": f"targets/{name}/val" for name in session.targets()}
     stages: dict[str, str] = {features: POOL} | own
     for examples in stages.values():
-        session.workspace.require(examples, "ingest")
+        session.workspace.stage(examples).require()
     return stages
 
 
@@ -71,4 +71,4 @@ def _conclude(session: Session, stage: str, receipts: list[dict[str, Any]]) -> N
         "tokens": sum(receipt["tokens"] for receipt in receipts),
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
     }
-    session.workspace.conclude(stage, facts)
+    session.workspace.stage(stage).conclude(facts)

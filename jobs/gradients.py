@@ -23,7 +23,7 @@ def gradients(session: Session) -> None:
     model, read, seed = pool_settings(session)
     settings = session.settings(GradientSettings)
     stages = feature_stages(session, "gradients")
-    warmup = session.workspace.require(WARMUP, "warmup")
+    warmup = session.workspace.stage(WARMUP).require()
     if "imported" in warmup:
         _check_import(session, model, read, warmup)
     for stage, examples in stages.items():
@@ -37,7 +37,7 @@ def gradients(session: Session) -> None:
             grown="extend",
         )
     order = GradientOrder(
-        url=session.workspace.location(""),
+        url=session.workspace.storage.location(""),
         model=model,
         gradients=settings,
         seed=seed,
@@ -52,7 +52,7 @@ def _check_import(
 ) -> None:
     """Warn of an adapter that does not do on this model what it did in its training."""
     order = EmbeddingOrder(
-        url=session.workspace.location(""),
+        url=session.workspace.storage.location(""),
         model=model,
         execution=session.execution,
         max_tokens=read.max_tokens,

@@ -70,7 +70,7 @@ def graph(session: Session) -> None:
     wanted += [
         dataclasses.replace(settings, center=center, features=features)
         for center, features in GRAPH_KINDS
-        if session.workspace.outgrown(graph_stage(center, features))
+        if session.workspace.stage(graph_stage(center, features)).outgrown()
     ]
     write_graphs(session, wanted)
 
@@ -83,7 +83,7 @@ def write_graphs(session: Session, wanted: Iterable[GraphSettings]) -> None:
 
 def _write(session: Session, settings: GraphSettings) -> None:
     workspace, kind = session.workspace, settings.features
-    pool = workspace.require_current(kind, kind)
+    pool = workspace.stage(kind).require_current()
     require_faiss()
     check_neighbors(settings.neighbors, pool["rows"])
     stage = graph_stage(settings.center, kind)
@@ -99,7 +99,7 @@ def _write(session: Session, settings: GraphSettings) -> None:
         plan = _extend(session, stage, plan, features)
     last = merges(features.parts)
     with _workers(session, stage, settings) as workers:
-        if all(workspace.receipt(stage, task.piece) for task in last):
+        if all(workspace.stage(stage).verified(task.piece) for task in last):
             receipts = _do(workers, stage, last)
         else:
             plan = _prepare(session, workers, stage, settings, plan, features)
@@ -115,7 +115,7 @@ def _write(session: Session, settings: GraphSettings) -> None:
         "seconds": round(sum(receipt["seconds"] for receipt in receipts), 3),
         **measure_recall(workspace, stage, features),
     }
-    workspace.conclude(stage, facts)
+    workspace.stage(stage).conclude(facts)
     log.info(
         "%s: %s search, recall %.3f, mean similarity of neighbors %.3f",
         stage,
@@ -193,7 +193,7 @@ def _workers(session: Session, stage: str, settings: GraphSettings) -> StageWork
     return StageWorkers(
         session,
         GraphWorker,
-        GraphOrder(url=session.workspace.location(""), stage=stage, settings=settings),
+        GraphOrder(url=session.workspace.storage.location(""), stage=stage, settings=settings),
         session.execution.workers,
         affinity=lambda task: task.group,
     )

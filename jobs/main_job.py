@@ -74,7 +74,7 @@ def run(session: Session) -> None:
 
 def _check_adapter(session: Session, tasks: Sequence[Task]) -> None:
     """Refuse now what the warm-up and tuning would refuse after the pool is read."""
-    if not session.workspace.finished("warmup"):
+    if not session.workspace.stage("warmup").finished():
         warmed_up = not session.settings(WarmupSettings).warmup_from
         gradients = warmed_up and "gradients" in features_read(tasks)
         check_adapter(session, pool_settings(session)[0], gradients=gradients)
@@ -82,7 +82,7 @@ def _check_adapter(session: Session, tasks: Sequence[Task]) -> None:
 
 def _check_sizes(session: Session, tasks: Sequence[Task]) -> None:
     """Refuse now what graph and selection would refuse after the hours that gradients take."""
-    rows = session.workspace.require(POOL, "ingest")["rows"]
+    rows = session.workspace.stage(POOL).require()["rows"]
     for graph in graphs_read(tasks):
         check_neighbors(graph.neighbors, rows)
     for name in selection_names(session):

@@ -75,7 +75,8 @@ class StageWorkers:
         workspace = self._session.workspace
 
         def written(item: Item) -> dict[str, Any] | None:
-            receipt = workspace.receipt(*items[item])
+            stage, piece = items[item]
+            receipt = workspace.stage(stage).verified(piece)
             return receipt if receipt is not None and is_current(item, receipt) else None
 
         found = {item: written(item) for item in items}
@@ -100,7 +101,7 @@ class StageWorkers:
                 share,
                 tasks_per_worker=self._tasks_per_worker,
                 affinity=self._affinity,
-                workspace=SharedWorkspace(self._session.workspace.location("")),
+                workspace=SharedWorkspace(self._session.workspace.storage.location("")),
                 on_event=_observer(self._session.events),
                 limits=LIMITS,
             )

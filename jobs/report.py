@@ -25,18 +25,18 @@ def report(session: Session) -> None:
     names = [
         name
         for name, main in mains.items()
-        if main and workspace.exists(f"selections/{main[0]}/receipt.json")
+        if main and workspace.storage.exists(f"selections/{main[0]}/receipt.json")
     ]
     if not names:
-        workspace.require(f"selections/{session.targets()[0]}", "select")
+        workspace.stage(f"selections/{session.targets()[0]}").require()
     shown = {
-        stage: hashlib.sha256(workspace.read_bytes(f"{stage}/receipt.json")).hexdigest()
+        stage: hashlib.sha256(workspace.storage.read_bytes(f"{stage}/receipt.json")).hexdigest()
         for stage in workspace.stages()
-        if workspace.exists(f"{stage}/receipt.json")
+        if workspace.storage.exists(f"{stage}/receipt.json")
     }
     comparisons = comparisons_in(workspace)
     shown |= {comparison_file(tokens, "html"): "linked" for tokens in comparisons}
-    where = workspace.location("report.html")
+    where = workspace.storage.location("report.html")
     if _is_shown(workspace, shown):
         log.info("report: already done: %s", where)
         return
@@ -52,15 +52,18 @@ def report(session: Session) -> None:
     for main in dict.fromkeys(mains[name][0] for name in names):
         own = [target for target in targets if mains[target.name] == [main]]
         page = render(run, own, points).encode()
-        workspace.write_bytes(f"selections/{main}/report.html", page)
+        workspace.storage.write_bytes(f"selections/{main}/report.html", page)
     run = dataclasses.replace(run, comparisons=comparisons)  # whose links are relative
-    workspace.write_bytes("report.html", render(run, targets, points).encode())
-    workspace.write_json(_STATE, shown)
+    workspace.storage.write_bytes("report.html", render(run, targets, points).encode())
+    workspace.storage.write_json(_STATE, shown)
     log.info("report: %s", where)
 
 
 def _is_shown(workspace: Workspace, receipts: dict[str, str]) -> bool:
     try:
-        return workspace.exists("report.html") and workspace.read_json(_STATE) == receipts
+        return (
+            workspace.storage.exists("report.html")
+            and workspace.storage.read_json(_STATE) == receipts
+        )
     except WorkspaceError:  # there is no report yet, or its state is damaged
         return False

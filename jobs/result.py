@@ -63,7 +63,7 @@ def run(session: Session) -> RunResult:
     joint = session.settings(JointSettings).joint
     return RunResult(
         workspace=workspace.url,
-        report=workspace.location("report.html"),
+        report=workspace.storage.location("report.html"),
         targets={
             name: _target_result(workspace, name, JOINT if joint else name)
             for name in session.targets()
@@ -73,18 +73,18 @@ def run(session: Session) -> RunResult:
 
 def _target_result(workspace: Workspace, target: str, main: str) -> TargetResult:
     stage = f"selections/{main}"
-    selection = workspace.read_receipt(stage)
+    selection = workspace.stage(stage).receipt()
     variants = [v for v in variants_in(workspace, target) if v.partition("@")[0] == main]
     names = {BASE: BASE} | {score_name(main, one): score_name(target, one) for one in variants}
     scores = {
-        name: workspace.read_receipt(f"evaluations/{target}", file)
+        name: workspace.stage(f"evaluations/{target}").receipt(file)
         for name, file in names.items()
-        if workspace.exists(f"evaluations/{target}/{file}.json")
+        if workspace.storage.exists(f"evaluations/{target}/{file}.json")
     }
     return TargetResult(
         rows=selection["selected"],
         supervised_tokens=selection["supervised_tokens"],
-        selected=workspace.location(f"{stage}/selected.jsonl"),
+        selected=workspace.storage.location(f"{stage}/selected.jsonl"),
         losses={name: one["loss"] for name, one in scores.items()},
         exact_matches={
             name: one["exact_match"]

@@ -23,7 +23,7 @@ def tune(session: Session) -> None:
     for target in session.targets():
         variants = variants_in(session.workspace, target)
         if not variants:
-            session.workspace.require(f"selections/{target}", "select")
+            session.workspace.stage(f"selections/{target}").require()
         chosen |= dict.fromkeys(variants)
     for variant in chosen:
         _tune(session, variant)
@@ -39,7 +39,7 @@ def _tune(session: Session, variant: str) -> None:
     settings = session.settings(TuneSettings, stage, main)
     inputs = [f"selections/{variant}"]
     session.begin(stage, model, lora, settings, seed, inputs=inputs, grown="redo")
-    if workspace.receipt(stage):
+    if workspace.stage(stage).verified():
         log.info("%s: already done", stage)
         return
     if not rows:

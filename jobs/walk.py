@@ -83,8 +83,8 @@ def walk_arrays(given: Mapping[str, Any]) -> None:
     if chosen < budget.amount:
         log.warning("walk: %d of %d picked: %s", chosen, budget.amount, selection.why_short)
     summary = {"budget": budget.amount, "selected": chosen, **selection.details}
-    output.write_bytes("selection.jsonl", pick_lines(selection.picks))
-    output.write_json("summary.json", summary)
+    output.storage.write_bytes("selection.jsonl", pick_lines(selection.picks))
+    output.storage.write_json("summary.json", summary)
     log.info(
         "walk: %d of %d selected over %d components, in %s",
         summary["selected"],

@@ -46,9 +46,9 @@ def check_folders(session: Session) -> None:
 
 def _take(session: Session, settings: WarmupSettings) -> None:
     workspace = session.workspace
-    workspace.require("pool", "ingest")
+    workspace.stage("pool").require()
     check_folders(session)
-    if "warmup_from" not in session.given and workspace.receipt("warmup"):
+    if "warmup_from" not in session.given and workspace.stage("warmup").verified():
         return  # the command does not name the folders, so they are not read again
     model, _, _ = pool_settings(session)
     lora = lora_settings(session, model, "warmup")
@@ -63,7 +63,7 @@ def _take(session: Session, settings: WarmupSettings) -> None:
         facts={"warmup_from": trainer_folders.digests(folders)},
         remember=as_dict(lora, taken),
     )
-    if workspace.receipt("warmup"):
+    if workspace.stage("warmup").verified():
         log.info("warmup: already done")
         return
     trainer_folders.import_checkpoints(workspace, folders, model)
@@ -75,7 +75,7 @@ def _take(session: Session, settings: WarmupSettings) -> None:
 
 def _train(session: Session, settings: WarmupSettings) -> None:
     workspace = session.workspace
-    pool = workspace.require("pool", "ingest")
+    pool = workspace.stage("pool").require()
     model, read, seed = pool_settings(session)
     lora = lora_settings(session, model, "warmup")
     count = max(1, int(pool["rows"] * settings.warmup_fraction))
@@ -83,7 +83,7 @@ def _train(session: Session, settings: WarmupSettings) -> None:
         model, lora, settings, rows=count, max_tokens=read.max_tokens, seed=seed.seed
     )
     checkpoints.ends(plan.steps(count), plan.checkpoints)  # raises if there are too few steps
-    done = workspace.receipt("warmup") is not None
+    done = workspace.stage("warmup").verified() is not None
     # Rows added to the pool later get gradients of the same adapter as the first ones.
     grown: Growth = "keep" if done else "redo"
     session.begin("warmup", model, lora, settings, seed, inputs=["pool"], grown=grown)

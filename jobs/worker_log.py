@@ -71,7 +71,7 @@ class WorkerLog:
                 return
             try:
                 data = "".join(line + "\n" for line in lines).encode(errors="replace")
-                self._workspace.append_bytes(self.file, data)
+                self._workspace.storage.append_bytes(self.file, data)
             except G2isError as error:
                 if not self._refused:
                     log.warning("%s cannot be written: %s; going on without it", self.file, error)

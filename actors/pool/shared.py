@@ -30,7 +30,7 @@ class SharedWorkspace:
             raise self._unseen(host)
         mark = f".seen-by-worker-{uuid.uuid4().hex}"
         try:
-            self._workspace.write_bytes(mark, b"")
+            self._workspace.storage.write_bytes(mark, b"")
         except WorkspaceError as error:
             raise WorkspaceError(f"node {host}: {error}") from None
         return mark
@@ -41,10 +41,10 @@ class SharedWorkspace:
         Raises:
             WorkspaceError: the mark is missing.
         """
-        if not self._workspace.exists(mark):
+        if not self._workspace.storage.exists(mark):
             raise self._unseen(host)
-        self._workspace.remove(mark)
+        self._workspace.storage.remove(mark)
 
     def _unseen(self, host: str) -> WorkspaceError:
-        where = self._workspace.location("")
+        where = self._workspace.storage.location("")
         return WorkspaceError(f"node {host} does not see the workspace {where}: {_REMEDY}")

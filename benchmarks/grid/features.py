@@ -55,7 +55,7 @@ class Source:
         file = self.folder / "rows" / f"{stage.replace('/', '-')}.jsonl"
         if file.exists() and file.read_text() != lines:
             raise SystemExit(f"{file} holds other rows: use another --workspace")
-        if self.workspace.finished(stage):
+        if self.workspace.stage(stage).finished():
             return
         file.parent.mkdir(exist_ok=True)
         file.write_text(lines)
@@ -114,10 +114,10 @@ class Source:
         return normalize(x * norms[:, None], mean)
 
     def _array(self, stage: str, part: int, end: str = "") -> NDArray[np.floating]:
-        return self.workspace.read_array(f"{stage}/{part_name(part)}{end}.npy")
+        return self.workspace.storage.read_array(f"{stage}/{part_name(part)}{end}.npy")
 
     def _require(self, part: FeaturePart) -> None:
-        if not self.workspace.exists(f"{part.stage}/{part_name(part.part)}.json"):
+        if not self.workspace.storage.exists(f"{part.stage}/{part_name(part.part)}.json"):
             self._writer(part.stage.rpartition("/")[2]).write(part)
             log.info("%s", part)
 
@@ -139,7 +139,7 @@ class Source:
     @cached_property
     def _gradients(self) -> GradientWriter:
         own = self.settings
-        if self.workspace.receipt(WARMUP) is None:
+        if self.workspace.stage(WARMUP).verified() is None:
             self._warm_up()
         return GradientWriter(
             self.workspace,

@@ -120,7 +120,7 @@ class Runner:
             )
             tuned.trainer.remove_callback(PrinterCallback)
             tuned.train()
-        self._source.workspace.remove(stage)
+        self._source.workspace.storage.remove(stage)
         facts = tuned.facts()
         del facts["seconds"]
         model = tuned.model()

@@ -82,7 +82,7 @@ class TrialRunner:
             "seconds": round(time.monotonic() - began, 3),
         }
         files = {f"{trial.name}.scores.npy": array_bytes(_as_array(scores))}
-        return self._workspace.commit(trial.stage, trial.name, files, facts)
+        return self._workspace.stage(trial.stage).commit(trial.name, files, facts)
 
     def _base(self) -> Any:
         device = loading.default_device()
@@ -124,5 +124,5 @@ def _as_array(scores: Scores) -> np.ndarray:
 
 def read_scores(workspace: Workspace, trial: Trial) -> Scores:
     """Return the scores of a finished trial."""
-    losses, tokens, right = workspace.read_array(f"{trial.stage}/{trial.name}.scores.npy").T
+    losses, tokens, right = workspace.storage.read_array(f"{trial.stage}/{trial.name}.scores.npy").T
     return Scores(losses=losses, tokens=tokens.astype(np.int64), right=right)

@@ -58,14 +58,14 @@ class FeatureSet:
         self._workspace = workspace
         self.stage = stage
         self.kind: Features = "embeddings" if stage.endswith("embeddings") else "gradients"
-        receipt = workspace.require(stage, self.kind)
+        receipt = workspace.stage(stage).require()
         self.rows: int = receipt["rows"]
         self.parts: int = receipt["parts"]
         self.invalid: int = receipt["invalid"]
         norms = [self._array(part, ".norms") for part in range(self.parts)]
         self.part_rows = [len(each) for each in norms]
         if sum(self.part_rows) != self.rows:
-            raise workspace.damaged(f"{stage}/{STAGE_RECEIPT}.json")
+            raise workspace.storage.damaged(f"{stage}/{STAGE_RECEIPT}.json")
         self.first_rows = np.cumsum([0, *self.part_rows])
         self._norms = np.concatenate(norms)
         self.mean: NDArray[np.float64] | None = None  # [d], subtracted from all rows
@@ -74,12 +74,16 @@ class FeatureSet:
             self.mean = self.pool_mean() if kept is None else kept
 
     def _array(self, part: int, kind: str = "") -> NDArray[Any]:
-        return self._workspace.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")
+        return self._workspace.storage.read_array(f"{self.stage}/{part_name(part)}{kind}.npy")
 
     def graph_mean(self) -> NDArray[np.float64] | None:
         """Mean feature [d] that the centered graph was begun with, if there is such a graph."""
         path = f"{graph_stage(True, self.kind)}/{MEAN}"
-        return self._workspace.read_array(path) if self._workspace.exists(path) else None
+        return (
+            self._workspace.storage.read_array(path)
+            if self._workspace.storage.exists(path)
+            else None
+        )
 
     def pool_mean(self) -> NDArray[np.float64]:
         """Mean feature [d] of all valid rows of the stage, which is the pool's."""

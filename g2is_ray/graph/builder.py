@@ -69,10 +69,10 @@ class GraphBuilder:
         facts["device"] = self._device.type
         facts["seconds"] = round(facts.get("seconds", 0) + time.monotonic() - began, 3)
         named = {f"{task.piece}.{kind}.npy": array_bytes(array) for kind, array in files.items()}
-        return self._workspace.commit_once(self._stage, task.piece, named, facts)
+        return self._workspace.stage(self._stage).commit_once(task.piece, named, facts)
 
     def _array(self, task: GraphTask, kind: str) -> NDArray[Any]:
-        return self._workspace.read_array(f"{self._stage}/{task.piece}.{kind}.npy")
+        return self._workspace.storage.read_array(f"{self._stage}/{task.piece}.{kind}.npy")
 
     # ---- before the search: how many lists to probe ---------------------------
 
@@ -110,7 +110,9 @@ class GraphBuilder:
         return {}, {"probe": probe, "lists": order.shape[1]}
 
     def _assign(self, task: GraphTask) -> Pieces:
-        probe = self._workspace.piece(self._stage, GraphTask(kind="tune").piece)["probe"]
+        probe = self._workspace.stage(self._stage).require_piece(GraphTask(kind="tune").piece)[
+            "probe"
+        ]
         return {"lists": self._lists().nearest(sketch(self._features.read(task.part)), probe)}, {}
 
     def _lists(self) -> Lists:
@@ -223,7 +225,9 @@ class GraphBuilder:
             "rows": rows,
             "edges": int(found.sum()),
             "similarity_sum": float(similarities[found].sum(dtype=np.float64)),
-            "seconds": sum(self._workspace.piece(self._stage, p.piece)["seconds"] for p in pairs),
+            "seconds": sum(
+                self._workspace.stage(self._stage).require_piece(p.piece)["seconds"] for p in pairs
+            ),
         }
         return {"neighbors": neighbors, "similarities": similarities}, facts
 

@@ -140,7 +140,7 @@ def write_plan(workspace: Workspace, stage: str, plan: GraphPlan, features: Feat
     """Write the plan, and the mean that is subtracted from rows, if one is."""
     mean = features.mean
     files = {} if mean is None else {MEAN: array_bytes(mean)}
-    workspace.commit(stage, PLAN, files, asdict(plan))
+    workspace.stage(stage).commit(PLAN, files, asdict(plan))
 
 
 def extend_plan(
@@ -157,12 +157,12 @@ def extend_plan(
     measured on a new sample of the grown pool.
     """
     for part in range(plan.parts):
-        workspace.remove(f"{stage}/{GraphTask(kind='sample', part=part).piece}.json")
+        workspace.storage.remove(f"{stage}/{GraphTask(kind='sample', part=part).piece}.json")
     if plan.search == "faiss":
         for part in range(plan.parts):
-            workspace.remove(f"{stage}/{GraphTask(kind='pair', part=part).piece}.json")
+            workspace.storage.remove(f"{stage}/{GraphTask(kind='pair', part=part).piece}.json")
     for task in merges(plan.parts):
-        workspace.remove(f"{stage}/{task.piece}.json")
+        workspace.storage.remove(f"{stage}/{task.piece}.json")
     extended = extended_plan(plan, features, memory_bytes, device)
     write_plan(workspace, stage, extended, features)
     return extended
@@ -170,10 +170,10 @@ def extend_plan(
 
 def read_plan(workspace: Workspace, stage: str) -> GraphPlan | None:
     """The plan that the graph was begun with."""
-    receipt = workspace.receipt(stage, PLAN)
+    receipt = workspace.stage(stage).verified(PLAN)
     if receipt is None:
         return None
-    with workspace.understanding(f"{stage}/{PLAN}.json"):
+    with workspace.storage.understanding(f"{stage}/{PLAN}.json"):
         own = {name: receipt[name] for name in GraphPlan.__dataclass_fields__}
         return _PLAN.validate_python(own)
 

@@ -22,7 +22,9 @@ def sample_neighbors(
     nearest: Nearest | None = None
     for part in range(parts):
         name = f"{stage}/{GraphTask(kind='sample', part=part).piece}"
-        rows, cosines = (workspace.read_array(f"{name}.{k}.npy") for k in ("neighbors", "cosines"))
+        rows, cosines = (
+            workspace.storage.read_array(f"{name}.{k}.npy") for k in ("neighbors", "cosines")
+        )
         if nearest is None:
             nearest = Nearest(np.full(len(rows), -1), rows.shape[1], torch.device("cpu"))
         nearest.offer_found(torch.from_numpy(rows), torch.from_numpy(cosines))
@@ -58,7 +60,7 @@ def measure_recall(workspace: Workspace, stage: str, features: FeatureSet) -> di
     shares = []
     parts = np.searchsorted(features.first_rows, plan.sample[1::2], side="right") - 1
     for part in np.unique(parts):
-        held = workspace.read_array(f"{stage}/{part_name(int(part))}.similarities.npy")
+        held = workspace.storage.read_array(f"{stage}/{part_name(int(part))}.similarities.npy")
         which = np.flatnonzero(parts == part)
         rows = np.array(plan.sample[1::2])[which] - features.first_rows[part]
         kth = np.where(exact[which] >= 0, cosines[which], np.inf).min(axis=1, keepdims=True)

@@ -47,7 +47,7 @@ def pool_map(
         None if the workspace has no features.
     """
     kinds = (settings.features, *get_args(Features))
-    kind = next((kind for kind in kinds if workspace.exists(f"{kind}/receipt.json")), None)
+    kind = next((kind for kind in kinds if workspace.storage.exists(f"{kind}/receipt.json")), None)
     if kind is None:
         return None
     features = FeatureSet(workspace, kind, center=settings.center)

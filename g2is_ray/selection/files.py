@@ -29,8 +29,8 @@ def read_picks(workspace: Workspace, stage: str, pool_rows: int) -> list[dict[st
         WorkspaceError: the file is damaged, or a pick is not a row of the pool.
     """
     path = f"{stage}/selection.jsonl"
-    lines = workspace.read_bytes(path).splitlines()
-    with workspace.understanding(path):
+    lines = workspace.storage.read_bytes(path).splitlines()
+    with workspace.storage.understanding(path):
         picks: list[dict[str, Any]] = [json.loads(line) for line in lines]
         if not all(type(pick["row"]) is int and 0 <= pick["row"] < pool_rows for pick in picks):
             raise ValueError
@@ -43,7 +43,7 @@ def read_rows(workspace: Workspace, stage: str) -> list[int]:
     Raises:
         WorkspaceError: the selection is not finished, or damaged.
     """
-    workspace.piece(stage, STAGE_RECEIPT)  # a truncated file would be read in part
+    workspace.stage(stage).require_piece(STAGE_RECEIPT)  # a truncated file would be read in part
     return [pick["row"] for pick in read_picks(workspace, stage, ExampleSet(workspace, POOL).rows)]
 
 
@@ -54,7 +54,7 @@ def selected_rows(workspace: Workspace, variant: str) -> list[int]:
         WorkspaceError: the selection is not finished, older than the pool, or damaged.
     """
     stage = f"selections/{variant}"
-    workspace.require_current(stage, "select")
+    workspace.stage(stage).require_current()
     return read_rows(workspace, stage)
 
 
@@ -62,10 +62,10 @@ def finished_pieces(workspace: Workspace, stage: str) -> Iterator[list[Pick]]:
     """Picks of the first pieces, up to the first one that is not finished."""
     for piece in itertools.count():
         name = _piece_name(piece)
-        if workspace.receipt(stage, name) is None:
+        if workspace.stage(stage).verified(name) is None:
             return
-        lines = workspace.read_bytes(f"{stage}/{name}.jsonl").splitlines()
-        with workspace.understanding(f"{stage}/{name}.jsonl"):
+        lines = workspace.storage.read_bytes(f"{stage}/{name}.jsonl").splitlines()
+        with workspace.storage.understanding(f"{stage}/{name}.jsonl"):
             picks = [Pick(**json.loads(line)) for line in lines]
         yield picks
 
@@ -74,7 +74,7 @@ def save_piece(workspace: Workspace, stage: str, piece: int, picks: Sequence[Pic
     """Write a finished piece."""
     name = _piece_name(piece)
     files = {f"{name}.jsonl": pick_lines(picks)}
-    workspace.commit(stage, name, files, {"picks": len(picks)})
+    workspace.stage(stage).commit(name, files, {"picks": len(picks)})
 
 
 def _piece_name(piece: int) -> str:
@@ -99,4 +99,4 @@ def write_selection(
         "selected.jsonl": "".join(row["record"] + "\n" for row in rows).encode(),
         "summary.json": (json.dumps(summary, indent=1) + "\n").encode(),
     }
-    workspace.commit(stage, STAGE_RECEIPT, files, {**summary, "seconds": round(seconds, 3)})
+    workspace.stage(stage).commit(STAGE_RECEIPT, files, {**summary, "seconds": round(seconds, 3)})

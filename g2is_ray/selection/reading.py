@@ -43,11 +43,11 @@ def read_selection(workspace: Workspace | str | os.PathLike[str], target: str) -
     if not isinstance(workspace, Workspace):
         workspace = Workspace(os.fspath(workspace))
     stage = f"selections/{target}"
-    workspace.require(stage, "select")
-    workspace.piece(stage, STAGE_RECEIPT)  # whole and unaltered
-    picks = workspace.read_bytes(f"{stage}/selection.jsonl").splitlines()
-    records = workspace.read_bytes(f"{stage}/selected.jsonl").splitlines()
-    with workspace.understanding(f"{stage}/selection.jsonl"):
+    workspace.stage(stage).require()
+    workspace.stage(stage).require_piece(STAGE_RECEIPT)  # whole and unaltered
+    picks = workspace.storage.read_bytes(f"{stage}/selection.jsonl").splitlines()
+    records = workspace.storage.read_bytes(f"{stage}/selected.jsonl").splitlines()
+    with workspace.storage.understanding(f"{stage}/selection.jsonl"):
         return [
             _selected_row(json.loads(pick), json.loads(record))
             for pick, record in zip(picks, records, strict=True)

@@ -53,17 +53,16 @@ def _begin(
 ) -> bool:
     """Record what decides the selection; return whether it is still to be made."""
     inputs = task.inputs(workspace)
-    for stage, command in inputs.items():
-        workspace.require_current(stage, command)
-    workspace.begin(
-        task.stage,
+    for stage in inputs:
+        workspace.stage(stage).require_current()
+    workspace.stage(task.stage).begin(
         task.decides(),
         [*inputs, *([task.follows] if task.follows else [])],
         arguments=task.remember,
         grown="redo",
         recompute=recompute,
     )
-    if workspace.receipt(task.stage):
+    if workspace.stage(task.stage).verified():
         log.info("%s: already done", task.stage)
         return False
     return True

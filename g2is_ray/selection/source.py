@@ -111,7 +111,7 @@ class Source:
         """The budget of a task: its settings', or the size of the selection that it follows."""
         if not task.follows:
             return self.budget(task.budget)
-        main = self.workspace.require(task.follows, "select")
+        main = self.workspace.stage(task.follows).require()
         if task.budget.budget_tokens:
             return Budget(amount=main["supervised_tokens"], tokens=self.supervised_tokens)
         return Budget(amount=main["selected"])

@@ -71,26 +71,23 @@ class Task:
         """
         stage = graph_stage(self.source.center, self.source.features)
         recorded = workspace.stages().get(self.stage, {}).get("inputs", {})
-        as_before = stage in recorded and bool(workspace.names(self.stage))
+        as_before = stage in recorded and bool(workspace.storage.names(self.stage))
         return stage if self.reads_graph or as_before else ""
 
-    def inputs(self, workspace: Workspace) -> dict[str, str]:
-        """Stages that decide the selection, each with the command that makes it."""
+    def inputs(self, workspace: Workspace) -> list[str]:
+        """Stages that decide the selection."""
         kind = self.source.features
-        found: dict[str, str] = {}
+        found: list[str] = []
         if graph := self.graph_input(workspace):
-            command = "graph" if kind == "gradients" else f"graph --features {kind}"
-            command += "" if self.source.center else " --no-center"
-            found[graph] = command
+            found.append(graph)
         if self.reads_features:
-            found[kind] = kind
-            found |= {f"targets/{name}/{kind}": kind for name in self.target_weights}
+            found += [kind, *(f"targets/{name}/{kind}" for name in self.target_weights)]
         if "texts" in self.reads or not self.reads_features:
-            found[POOL] = "ingest"
+            found.append(POOL)
         if not self.chosen.allow_overlap:
-            found[OVERLAP] = "ingest"
+            found.append(OVERLAP)
         if "texts" in self.reads:
-            found |= {f"targets/{name}/val": "ingest" for name in self.target_weights}
+            found += [f"targets/{name}/val" for name in self.target_weights]
         return found
 
     def decides(self) -> dict[str, Any]:

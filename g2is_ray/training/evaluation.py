@@ -199,9 +199,9 @@ class Evaluator:
             self._model, loading.default_device(), self._execution.attention
         )
         if item.adapter:
-            with self._workspace.local_folder(item.adapter) as folder:
+            with self._workspace.storage.local_folder(item.adapter) as folder:
                 model = loading.load_adapter(model, folder)
         facts = self._evaluation.measure(model).facts()
         facts["fingerprint"] = item.fingerprint
         facts["seconds"] = round(time.monotonic() - began, 3)
-        return self._workspace.commit(f"evaluations/{self._target}", item.name, {}, facts)
+        return self._workspace.stage(f"evaluations/{self._target}").commit(item.name, {}, facts)

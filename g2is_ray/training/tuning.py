@@ -105,7 +105,9 @@ class TunedModel:
             data_collator=_Collator(tokenizer),
             callbacks=[_MetricsFile(workspace, stage)],
         )
-        trackers.log_to(self.trainer, stage, workspace.writable_folder(f"{stage}/tensorboard"))
+        trackers.log_to(
+            self.trainer, stage, workspace.storage.writable_folder(f"{stage}/tensorboard")
+        )
         if plan.checkpoints:
             callback = _EarlierCheckpoints(workspace, stage, plan.checkpoints, self.checkpoint)
             self.trainer.add_callback(callback)
@@ -141,7 +143,7 @@ class TunedModel:
         facts = self.facts()
         if count:
             earlier = [name for k in range(1, count) for name in checkpoints.file_names(k)]
-            files = {f: self._workspace.read_bytes(f"{self._stage}/{f}") for f in earlier}
+            files = {f: self._workspace.storage.read_bytes(f"{self._stage}/{f}") for f in earlier}
             files |= self.checkpoint(count)
             facts["learning_rates"] = mean_learning_rates(
                 self.trainer.args, checkpoints.ends(state.max_steps, count)
@@ -150,7 +152,7 @@ class TunedModel:
             held = loading.adapter_files(self.model())
             files = {f"adapter/{name}": data for name, data in held.items()}
         files["metrics.jsonl"] = _metrics(state)
-        return self._workspace.commit(self._stage, STAGE_RECEIPT, files, facts)
+        return self._workspace.stage(self._stage).commit(STAGE_RECEIPT, files, facts)
 
     def model(self) -> Any:
         """Return the model with its adapter in its present state."""
@@ -317,7 +319,7 @@ class _EarlierCheckpoints(TrainerCallback):
         number = self._numbers.get(state.global_step)
         if number and state.is_world_process_zero:
             for name, data in self._checkpoint(number).items():
-                self._workspace.write_bytes(f"{self._stage}/{name}", data)
+                self._workspace.storage.write_bytes(f"{self._stage}/{name}", data)
 
 
 class _MetricsFile(TrainerCallback):
@@ -330,7 +332,7 @@ class _MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._workspace.write_bytes(f"{self._stage}/metrics.jsonl", _metrics(state))
+            self._workspace.storage.write_bytes(f"{self._stage}/metrics.jsonl", _metrics(state))
 
 
 def _metrics(state: TrainerState) -> bytes:

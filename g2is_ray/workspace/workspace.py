@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from g2is_ray.workspace.index import Index
-from g2is_ray.workspace.old_face import OldFace
 from g2is_ray.workspace.records import Record
 from g2is_ray.workspace.stage import STAGE_RECEIPT, Growth, Stage, part_name
 from g2is_ray.workspace.storage import Storage
@@ -18,7 +17,7 @@ from g2is_ray.workspace.storage import Storage
 __all__ = ["STAGE_RECEIPT", "Growth", "Workspace", "part_name"]
 
 
-class Workspace(OldFace):
+class Workspace:
     """A storage, the index of its stages, and the stages; cheap to make and to pickle.
 
     Raises:

@@ -221,9 +221,9 @@ def test_workers_that_do_not_see_the_workspace_end_the_run(tmp_path: Path) -> No
 
 def test_workers_leave_nothing_in_the_workspace_that_they_share(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path / "ws"))
-    workspace.begin("pool", {})
+    workspace.stage("pool").begin({})
     run(tmp_path, ["a"], workspace=SharedWorkspace(workspace.url))
-    assert workspace.names("") == ["workspace.json"]
+    assert workspace.storage.names("") == ["workspace.json"]
 
 
 def test_every_step_of_an_item_is_an_event(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def picked(name):
 
 def write_selection(held, name, rows):
     stage = f"selections/{name}"
-    held.begin(stage, {}, ["pool"])
+    held.stage(stage).begin({}, ["pool"])
     lines = "".join(json.dumps({"row": row}) + "\n" for row in rows).encode()
-    held.commit(stage, STAGE_RECEIPT, {"selection.jsonl": lines}, {"selected": len(rows)})
+    held.stage(stage).commit(STAGE_RECEIPT, {"selection.jsonl": lines}, {"selected": len(rows)})
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_comparisons_are_exported_when_named(ws, g2is):
 def test_the_output_may_be_a_url(format, ws, g2is):
     g2is(*export(format))
     g2is(*export(format, output=f"memory://out-{format}"))
-    with Workspace(f"memory://out-{format}").local_folder("") as copy:
+    with Workspace(f"memory://out-{format}").storage.local_folder("") as copy:
         assert files(copy).keys() == files("out").keys()
         if format == "hf-dataset":
             assert load_from_disk(copy / "math").to_list() == picked("math")
@@ -273,10 +273,10 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(change, sentence, ws
 def test_an_unfinished_or_damaged_selection_is_refused(ws, refused):
     write_selection(ws, "law", [])
     assert "selections/law is empty" in refused(*export("trl", "--target", "law"))
-    lines = ws.read_bytes("selections/math/selection.jsonl").splitlines(keepends=True)
-    ws.write_bytes("selections/math/selection.jsonl", b"".join(lines[:-1]))
+    lines = ws.storage.read_bytes("selections/math/selection.jsonl").splitlines(keepends=True)
+    ws.storage.write_bytes("selections/math/selection.jsonl", b"".join(lines[:-1]))
     assert "is damaged" in refused(*export("trl", "--target", "math"))
-    ws.remove("selections/sql/receipt.json")
+    ws.storage.remove("selections/sql/receipt.json")
     assert "run `g2is select --workspace ws` first" in refused(*export("trl", "--target", "sql"))
     assert not Path("out").exists()
 

@@ -82,11 +82,11 @@ def test_only_a_lost_part_is_recomputed(held, in_process, g2is):
     parts = [f"embeddings/part-0000{part}" for part in range(3)]
     assert done_by(in_process) == [*parts, "targets/law/embeddings/part-00000"]
     whole = FeatureSet(held, "embeddings").read_all()
-    held.write_bytes("embeddings/part-00001.npy", b"half")
+    held.storage.write_bytes("embeddings/part-00001.npy", b"half")
     g2is("embeddings", *WORKSPACE)
     assert done_by(in_process)[4:] == parts[1:2]
     np.testing.assert_array_equal(FeatureSet(held, "embeddings").read_all(), whole)
-    assert held.require("embeddings", "embeddings")["rows"] == 20
+    assert held.stage("embeddings").require()["rows"] == 20
 
 
 def test_only_appended_rows_are_embedded(held, in_process, g2is):
@@ -104,8 +104,8 @@ def test_only_appended_rows_are_embedded(held, in_process, g2is):
 def test_rds_selects_with_pool_target_and_embeddings_alone(held, g2is):
     g2is("embeddings", *WORKSPACE)
     g2is("select", "--selector", "rds", "--fraction", "0.3", "--baselines", "random", *WORKSPACE)
-    assert sorted(held.names("selections")) == ["law", "law@random"]
-    assert held.require("selections/law", "select")["selected"] == 6
+    assert sorted(held.storage.names("selections")) == ["law", "law@random"]
+    assert held.stage("selections/law").require()["selected"] == 6
 
 
 def test_a_model_without_finite_embeddings_fails_the_stage(held, tiny_model):

@@ -26,9 +26,9 @@ def workspace(tmp_path: Path, raw: np.ndarray) -> Workspace:
     held, first = Workspace(str(tmp_path)), 0
     for part, rows in enumerate(PARTS):
         files = feature_files(part, raw[first : first + rows])
-        held.commit("gradients", part_name(part), files, {"rows": rows})
+        held.stage("gradients").commit(part_name(part), files, {"rows": rows})
         first += rows
-    held.conclude("gradients", {"rows": len(raw), "parts": len(PARTS), "invalid": 2})
+    held.stage("gradients").conclude({"rows": len(raw), "parts": len(PARTS), "invalid": 2})
     return held
 
 

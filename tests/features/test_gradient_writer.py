@@ -55,7 +55,7 @@ def warm_up(workspace, tiny_model, *, count=1, std=0.05):
                 torch.rand(parameter.shape) * 1e-4,
             )
         files |= checkpoints.files(number, loading.adapter_files(model), moments)
-    workspace.commit("warmup", "receipt", files, {"learning_rates": RATES[:count]})
+    workspace.stage("warmup").commit("receipt", files, {"learning_rates": RATES[:count]})
 
 
 def writer(workspace, tiny_model, max_part_bytes=2**33, **gradients):
@@ -75,14 +75,14 @@ def parts(stage="gradients"):
 
 
 def rows_of(workspace, stage):
-    workspace.conclude(stage, {"rows": ROWS, "parts": 2, "invalid": 0})
+    workspace.stage(stage).conclude({"rows": ROWS, "parts": 2, "invalid": 0})
     return FeatureSet(workspace, stage).read_all()
 
 
 def files_of(workspace, stage):
     return {
-        name: workspace.read_bytes(f"{stage}/{name}")
-        for name in workspace.names(stage)
+        name: workspace.storage.read_bytes(f"{stage}/{name}")
+        for name in workspace.storage.names(stage)
         if name.endswith(".npy")
     }
 
@@ -104,8 +104,10 @@ def test_dot_products_over_checkpoints_are_cosines_weighted_by_learning_rate(wor
     for number in (1, 2):
         warm_up(workspace, tiny_model, count=2)
         one = checkpoints.read(workspace, number)
-        single = Workspace(workspace.location(f"single-{number}"))
-        pool = {n: workspace.read_bytes(f"pool/{n}") for n in workspace.names("pool")}
+        single = Workspace(workspace.storage.location(f"single-{number}"))
+        pool = {
+            n: workspace.storage.read_bytes(f"pool/{n}") for n in workspace.storage.names("pool")
+        }
         for name, data in pool.items():
             single.write_bytes(f"pool/{name}", data)
         model = loading.add_adapter(
@@ -152,7 +154,7 @@ def test_a_stage_that_cannot_succeed_fails_at_its_first_part(workspace, tiny_mod
     warm_up(workspace, tiny_model, std=0)
     with pytest.raises(InputError, match=r"^gradients: 6 of 12 examples .*: its gradient is zero"):
         writer(workspace, tiny_model).write(parts()[0])
-    receipt = workspace.receipt("gradients", "part-00000")
+    receipt = workspace.stage("gradients").verified("part-00000")
     assert len(receipt["invalid"]) == 6
     assert all(one["id"].endswith(f"pool.jsonl:{i}") for i, one in enumerate(receipt["invalid"], 1))
 

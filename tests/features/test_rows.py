@@ -36,8 +36,8 @@ def test_neighbors_are_those_written(tmp_path: Path) -> None:
     lists = np.arange(21, dtype=np.int32).reshape(7, 3)
     for part, own in enumerate((lists[:4], lists[4:])):
         name = f"graph/it/part-{part:05d}.neighbors.npy"
-        workspace.write_bytes(name, array_bytes(own))
-    workspace.conclude("graph/it", {"parts": 2})
+        workspace.storage.write_bytes(name, array_bytes(own))
+    workspace.stage("graph/it").conclude({"parts": 2})
     found = map_neighbors(workspace, "graph/it")
     np.testing.assert_array_equal([found[row] for row in range(7)], lists)
 
@@ -45,7 +45,9 @@ def test_neighbors_are_those_written(tmp_path: Path) -> None:
 def test_more_parts_are_mapped_than_a_process_may_open_files_at_first(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path))
     for part in range(100):
-        workspace.write_bytes(f"gradients/part-{part:05d}.npy", array_bytes(np.full((1, 1), part)))
+        workspace.storage.write_bytes(
+            f"gradients/part-{part:05d}.npy", array_bytes(np.full((1, 1), part))
+        )
     code = (
         "import resource, sys\n"
         "from g2is_ray.features.rows import map_parts\n"

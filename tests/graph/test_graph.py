@@ -101,8 +101,8 @@ def workspace(tmp_path):
     """A workspace with the gradients of `RAW` in three parts."""
     made = Workspace(str(tmp_path))
     for part, rows in enumerate(PARTS):
-        made.commit("gradients", f"part-{part:05d}", feature_files(part, RAW[rows]), {})
-    made.commit("gradients", "receipt", {}, {"rows": 50, "parts": 3, "invalid": 2})
+        made.stage("gradients").commit(f"part-{part:05d}", feature_files(part, RAW[rows]), {})
+    made.stage("gradients").commit("receipt", {}, {"rows": 50, "parts": 3, "invalid": 2})
     return made
 
 
@@ -132,18 +132,18 @@ def finish(workspace, stage, settings, plan, gradients, shuffle=False, workers=1
     """Do the missing pieces of a graph; return its plan."""
     builders = [GraphBuilder(workspace, stage, settings) for _ in range(workers)]
     for tasks in chain(preparation(plan, gradients.parts), comparison(plan, gradients.parts)):
-        left = [task for task in tasks if not workspace.receipt(stage, task.piece)]
+        left = [task for task in tasks if not workspace.stage(stage).verified(task.piece)]
         for i, task in enumerate(left[::-1] if shuffle else left):
             builders[i % workers].do(task)
-    workspace.conclude(stage, {"parts": gradients.parts})
+    workspace.stage(stage).conclude({"parts": gradients.parts})
     return plan
 
 
 def arrays(workspace, stage="graph/x"):
-    parts = range(workspace.require(stage, "graph")["parts"])
+    parts = range(workspace.stage(stage).require()["parts"])
     kinds = ("neighbors", "similarities")
     files = [f"{stage}/part-{part:05d}.{kind}.npy" for part in parts for kind in kinds]
-    return [workspace.read_bytes(file) for file in files]
+    return [workspace.storage.read_bytes(file) for file in files]
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -178,7 +178,7 @@ def test_groups_of_parts_do_not_change_an_exact_graph(workspace, monkeypatch):
 def test_lists_that_are_all_probed_give_the_exact_graph(workspace):
     build(workspace, "graph/exact", graph="exact")
     build(workspace, "graph/ivf", graph="ivf", recall=0.999999)
-    tuned = workspace.receipt("graph/ivf", "tune-00000")
+    tuned = workspace.stage("graph/ivf").verified("tune-00000")
     assert tuned["probe"] <= tuned["lists"]
     found = measure_recall(workspace, "graph/ivf", FeatureSet(workspace, "gradients", center=True))
     assert found["recall"] > 0.95
@@ -212,12 +212,12 @@ def test_stored_similarities_are_the_cosines_of_the_stored_neighbors(workspace):
     build(workspace)
     x = FeatureSet(workspace, "gradients", center=True).read_all()
     for part, rows in enumerate(PARTS):
-        near = workspace.read_array(f"graph/x/part-{part:05d}.neighbors.npy")
-        found = workspace.read_array(f"graph/x/part-{part:05d}.similarities.npy")
+        near = workspace.storage.read_array(f"graph/x/part-{part:05d}.neighbors.npy")
+        found = workspace.storage.read_array(f"graph/x/part-{part:05d}.similarities.npy")
         assert (near.dtype, found.dtype) == (np.int32, np.float32)
         wanted = np.einsum("nd,nkd->nk", x[rows], x[near])
         np.testing.assert_allclose(found[near >= 0], wanted[near >= 0], atol=1e-5)
-        receipt = workspace.receipt("graph/x", f"part-{part:05d}")
+        receipt = workspace.stage("graph/x").verified(f"part-{part:05d}")
         assert receipt["rows"] == len(near)
         assert receipt["edges"] == int((near >= 0).sum())
 
@@ -239,8 +239,8 @@ def test_an_unfinished_graph_is_not_read(workspace):
 
 
 def test_a_truncated_part_is_named(workspace):
-    data = workspace.read_bytes("gradients/part-00001.npy")
-    workspace.write_bytes("gradients/part-00001.npy", data[:-1])
+    data = workspace.storage.read_bytes("gradients/part-00001.npy")
+    workspace.storage.write_bytes("gradients/part-00001.npy", data[:-1])
     with pytest.raises(WorkspaceError, match=r"gradients/part-00001\.npy is damaged"):
         FeatureSet(workspace, "gradients").read_all()
 
@@ -251,11 +251,13 @@ def test_a_truncated_part_is_named(workspace):
 def grow(workspace, parts, data=RAW):
     """Write the gradients of the first `parts` parts of `data`."""
     for part, rows in enumerate(PARTS[:parts]):
-        if workspace.receipt("gradients", f"part-{part:05d}") is None:
-            workspace.commit("gradients", f"part-{part:05d}", feature_files(part, data[rows]), {})
+        if workspace.stage("gradients").verified(f"part-{part:05d}") is None:
+            workspace.stage("gradients").commit(
+                f"part-{part:05d}", feature_files(part, data[rows]), {}
+            )
     rows = PARTS[parts - 1].stop
     invalid = int((~data[:rows].any(axis=1)).sum())
-    workspace.conclude("gradients", {"rows": rows, "parts": parts, "invalid": invalid})
+    workspace.stage("gradients").conclude({"rows": rows, "parts": parts, "invalid": invalid})
 
 
 def extend(workspace, stage, plan, room=2**30, **settings):
@@ -291,13 +293,13 @@ def test_an_extended_exact_graph_equals_the_rebuilt_one_bit_for_bit(center, equa
 
 def test_extending_computes_only_pairs_with_new_parts(young):
     plan = build(young, center=False, graph="exact")
-    pair = young.location("graph/x/pair-00000-00000.json")
+    pair = young.storage.location("graph/x/pair-00000-00000.json")
     before = Path(pair).stat().st_ino
     grow(young, 3)
     plan = extend(young, "graph/x", plan, center=False, graph="exact")
     assert plan.groups == [[0], [1, 2]]
     assert Path(pair).stat().st_ino == before
-    pairs = {name for name in young.names("graph/x") if name.startswith("pair")}
+    pairs = {name for name in young.storage.names("graph/x") if name.startswith("pair")}
     assert {name.split(".")[0] for name in pairs} == {
         f"pair-0000{part}-0000{group}" for part in range(3) for group in range(2)
     }
@@ -332,7 +334,7 @@ def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
     assert (plan.mean_rows, grown.rows) == (18, 50)
     alone = FeatureSet(young, "gradients", center=True)
     np.testing.assert_array_equal(alone.mean, alone.pool_mean())
-    young.remove("graph/centered")
+    young.storage.remove("graph/centered")
     rebuilt = FeatureSet(young, "gradients", center=True, of_graph=True)
     np.testing.assert_array_equal(rebuilt.mean, rebuilt.pool_mean())
     assert not np.array_equal(rebuilt.mean, mean)
@@ -340,10 +342,10 @@ def test_a_centered_graph_keeps_its_mean_until_it_is_rebuilt(young):
 
 def test_lists_stay_and_recall_is_measured_on_the_grown_graph(young):
     plan = build(young, graph="ivf", recall=0.999999, center=False)
-    trained = young.read_bytes("graph/x/train-00000.centroids.npy")
+    trained = young.storage.read_bytes("graph/x/train-00000.centroids.npy")
     grow(young, 3)
     extended = extend(young, "graph/x", plan, graph="ivf", recall=0.999999, center=False)
-    assert young.read_bytes("graph/x/train-00000.centroids.npy") == trained
+    assert young.storage.read_bytes("graph/x/train-00000.centroids.npy") == trained
     assert max(plan.sample) < 18 <= max(extended.sample)
     found = measure_recall(young, "graph/x", FeatureSet(young, "gradients"))
     assert found["recall"] > 0.9

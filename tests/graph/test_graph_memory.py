@@ -47,9 +47,9 @@ def groups_and_bytes(folder, rows):
     rng = np.random.default_rng(0)
     for part in range(rows // PART_ROWS):
         x = rng.standard_normal((PART_ROWS, DIMENSIONS), dtype=np.float32)
-        workspace.commit("gradients", f"part-{part:05d}", feature_files(part, x), {})
+        workspace.stage("gradients").commit(f"part-{part:05d}", feature_files(part, x), {})
     facts = {"rows": rows, "parts": rows // PART_ROWS, "invalid": 0}
-    workspace.conclude("gradients", facts)
+    workspace.stage("gradients").conclude(facts)
     command = [sys.executable, "-c", BUILD, str(folder), str(BUDGET)]
     # By default, malloc keeps freed arrays of a few megabytes; those of real parts are larger.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "4000000"}

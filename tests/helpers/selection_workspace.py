@@ -45,17 +45,17 @@ def write_rows(held: Workspace, stage: str, part: int, rows: list[dict]) -> None
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
     files = {f"{part_name(part)}.parquet": sink.getvalue().to_pybytes()}
-    held.commit(stage, part_name(part), files, {"rows": len(rows)})
+    held.stage(stage).commit(part_name(part), files, {"rows": len(rows)})
 
 
 def write_features(held: Workspace, stage: str, x: np.ndarray) -> None:
-    held.begin(stage, {})
+    held.stage(stage).begin({})
     parts = [x[first : first + PART_ROWS] for first in range(0, len(x), PART_ROWS)]
     for part, own in enumerate(parts):
-        held.commit(stage, part_name(part), feature_files(part, own), {"rows": len(own)})
+        held.stage(stage).commit(part_name(part), feature_files(part, own), {"rows": len(own)})
     invalid = int((~x.any(axis=1)).sum())
     facts = {"rows": len(x), "parts": len(parts), "invalid": invalid, "seconds": 1.5}
-    held.conclude(stage, facts)
+    held.stage(stage).conclude(facts)
 
 
 def make_workspace(folder: Path) -> Workspace:
@@ -63,7 +63,7 @@ def make_workspace(folder: Path) -> Workspace:
     x = clustered(ROWS, rng)
     x[[5, 100]] = 0
     model = {"model": "none"}
-    held.begin("pool", model, arguments=model)
+    held.stage("pool").begin(model, arguments=model)
     for part in range(PARTS):
         first = part * PART_ROWS
         rows = [
@@ -72,41 +72,41 @@ def make_workspace(folder: Path) -> Workspace:
         ]
         write_rows(held, "pool", part, rows)
     read = {"part_rows": PART_ROWS, "rejected": 0, "truncated": 0, "seconds": 1.5}
-    held.conclude("pool", {"rows": ROWS, "parts": PARTS, **read})
+    held.stage("pool").conclude({"rows": ROWS, "parts": PARTS, **read})
     write_features(held, "gradients", x)
     write_features(held, "embeddings", x[:, :8] + 1 * x.any(axis=1, keepdims=True))
     for target in TARGETS:
         val = f"targets/{target}/val"
-        held.begin(val, {})
+        held.stage(val).begin({})
         tasks = [{"record": json.dumps({"subtask": row % 3})} for row in range(TARGET_ROWS)]
         write_rows(held, val, 0, [row | conversation(rng) for row in tasks])
-        held.conclude(val, {"rows": TARGET_ROWS, "parts": 1, **read})
+        held.stage(val).conclude({"rows": TARGET_ROWS, "parts": 1, **read})
         own = clustered(TARGET_ROWS, rng)
         write_features(held, f"targets/{target}/gradients", own)
         write_features(held, f"targets/{target}/embeddings", own[:, :8] + 1)
     for center, features in GRAPH_KINDS:
         stage = graph_stage(center, features)
         known = {"neighbors": 6, "center": center, "features": features}
-        held.begin(stage, {}, [features], arguments=known)
+        held.stage(stage).begin({}, [features], arguments=known)
         graph = graph_of(FeatureSet(held, features, center=center).read_all(), 6)
         for kind, found in graph.items():
             for part, own in enumerate(np.split(found, PARTS)):
-                held.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))
+                held.storage.write_bytes(f"{stage}/{part_name(part)}.{kind}.npy", array_bytes(own))
         found = {"mean_similarity": 0.5, "recall_rows": 0, "seconds": 1.5}
-        held.conclude(stage, {"rows": ROWS, "parts": PARTS, **found})
+        held.stage(stage).conclude({"rows": ROWS, "parts": PARTS, **found})
     write_overlap(held)
     return held
 
 
 def files(held: Workspace, stage: str) -> dict[str, bytes]:
-    return {name: held.read_bytes(f"{stage}/{name}") for name in held.names(stage)}
+    return {name: held.storage.read_bytes(f"{stage}/{name}") for name in held.storage.names(stage)}
 
 
 def selections(held: Workspace) -> dict[str, bytes]:
     """All files of all selections but the receipts, which hold seconds."""
     return {
         f"{variant}/{name}": data
-        for variant in held.names("selections")
+        for variant in held.storage.names("selections")
         for name, data in files(held, f"selections/{variant}").items()
         if name != "receipt.json"
     }

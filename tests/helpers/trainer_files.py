@@ -26,6 +26,6 @@ def refusal(workspace, folders, settings):
     """Return the sentence with which an import is refused; require that nothing is written."""
     with pytest.raises(InputError) as refused:
         import_checkpoints(workspace, folders, settings)
-    assert not workspace.names("warmup")
+    assert not workspace.storage.names("warmup")
     assert "\n" not in str(refused.value)
     return str(refused.value)

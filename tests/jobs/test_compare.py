@@ -36,8 +36,8 @@ def compared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Worksp
 
 @pytest.fixture(scope="module")
 def numbers(compared: Workspace) -> dict:
-    (budget,) = compared.names("comparisons")
-    return compared.read_json(f"comparisons/{budget}/comparison.json")
+    (budget,) = compared.storage.names("comparisons")
+    return compared.storage.read_json(f"comparisons/{budget}/comparison.json")
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +46,20 @@ def trials(numbers: dict) -> str:
 
 
 def receipts(compared: Workspace, trials: str) -> dict[str, dict]:
-    return {name: compared.piece(trials, name) for name in TRIALS}
+    return {name: compared.stage(trials).require_piece(name) for name in TRIALS}
 
 
 def test_every_method_has_a_trial_for_every_seed(compared, trials):
-    held = {name for name in compared.names(trials) if name.endswith(".json")}
+    held = {name for name in compared.storage.names(trials) if name.endswith(".json")}
     assert held == {f"{name}.json" for name in (*TRIALS, "receipt")}
     assert all(receipts(compared, trials).values())
 
 
 def test_status_counts_the_trials(compared, trials, g2is):
     line = next(
-        line for line in g2is("status", compared.location("")).splitlines() if trials in line
+        line
+        for line in g2is("status", compared.storage.location("")).splitlines()
+        if trials in line
     )
     assert line.split()[1:3] == ["7/7", "done,"]
 
@@ -71,7 +73,7 @@ def test_all_train_for_the_same_steps_on_about_the_same_tokens(compared, trials,
 
 
 def test_seeds_decide_the_training_and_what_random_draws_and_nothing_else(compared, trials):
-    assert sorted(compared.names(f"{trials.removesuffix('/trials')}/selections")) == [
+    assert sorted(compared.storage.names(f"{trials.removesuffix('/trials')}/selections")) == [
         "loose",
         "random-4",
         "random-5",
@@ -103,7 +105,7 @@ def test_the_table_holds_what_the_trials_found(compared, trials, numbers):
 
 def test_the_page_shows_every_method(compared, numbers):
     place = f"comparisons/{numbers['budget_tokens']}/comparison.html"
-    page = compared.read_bytes(place).decode()
+    page = compared.storage.read_bytes(place).decode()
     for row in numbers["targets"][0]["methods"]:
         assert row["name"] in page and f"{np.mean(row['losses']):.4f}" in page
     assert comparisons_in(compared) == [numbers["budget_tokens"]]
@@ -113,23 +115,23 @@ def test_scores_of_all_test_rows_are_kept(compared, trials):
     scores = read_scores(compared, Trial(stage=trials, target="gsm8k"))
     assert len(scores.losses) == 6
     assert np.isnan(scores.right).sum() == 4  # two are asked
-    assert scores.facts()["loss"] == compared.piece(trials, "base")["loss"]
+    assert scores.facts()["loss"] == compared.stage(trials).require_piece("base")["loss"]
 
 
 @pytest.mark.usefixtures("in_process")
 def test_a_second_command_does_what_is_missing_only(compared, trials):
-    (Path(compared.location(trials)) / "random-5.json").unlink()
+    (Path(compared.storage.location(trials)) / "random-5.json").unlink()
     before = {
-        name: (Path(compared.location(trials)) / f"{name}.json").stat().st_mtime_ns
+        name: (Path(compared.storage.location(trials)) / f"{name}.json").stat().st_mtime_ns
         for name in TRIALS - {"random-5"}
     }
-    run(arguments(compared.location("")))
+    run(arguments(compared.storage.location("")))
     after = {
-        name: (Path(compared.location(trials)) / f"{name}.json").stat().st_mtime_ns
+        name: (Path(compared.storage.location(trials)) / f"{name}.json").stat().st_mtime_ns
         for name in TRIALS - {"random-5"}
     }
     assert before == after
-    assert compared.receipt(trials, "random-5")
+    assert compared.stage(trials).verified("random-5")
 
 
 @pytest.mark.parametrize(
@@ -145,4 +147,4 @@ def test_a_second_command_does_what_is_missing_only(compared, trials):
     ],
 )
 def test_what_cannot_be_compared_is_refused(more, sentence, compared, refused):
-    assert refused(*arguments(compared.location(""), *more)).startswith(sentence)
+    assert refused(*arguments(compared.storage.location(""), *more)).startswith(sentence)

@@ -12,7 +12,7 @@ from jobs.events import EventLog
 
 
 def lines(workspace):
-    return [json.loads(line) for line in workspace.read_bytes("events.jsonl").splitlines()]
+    return [json.loads(line) for line in workspace.storage.read_bytes("events.jsonl").splitlines()]
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -45,7 +45,7 @@ def test_a_command_that_fails_says_why(error, workspace):
 def test_events_are_written_while_a_command_runs(workspace, monkeypatch):
     log = EventLog(workspace)
     log.tell("part_done", {"item": "held back"})
-    assert not workspace.exists("events.jsonl")
+    assert not workspace.storage.exists("events.jsonl")
     monkeypatch.setattr(events, "_HELD_SECONDS", 0)
     log.tell("part_done", {"item": "the next"})
     assert [line["item"] for line in lines(workspace)] == ["held back", "the next"]

@@ -22,11 +22,11 @@ def workspace(tmp_path):
     made = Workspace(str(tmp_path))
     rng = np.random.default_rng(0)
     for stage, dimensions in (("gradients", 16), ("embeddings", 8)):
-        made.begin(stage, {"seed": 0})
+        made.stage(stage).begin({"seed": 0})
         for part in range(PARTS):
             x = rng.standard_normal((ROWS // PARTS, dimensions)).astype(np.float32) + 1
-            made.commit(stage, f"part-{part:05d}", feature_files(part, x), {})
-        made.commit(stage, "receipt", {}, {"rows": ROWS, "parts": PARTS, "invalid": 0})
+            made.stage(stage).commit(f"part-{part:05d}", feature_files(part, x), {})
+        made.stage(stage).commit("receipt", {}, {"rows": ROWS, "parts": PARTS, "invalid": 0})
     return made
 
 
@@ -44,10 +44,10 @@ def build(workspace, here, monkeypatch):
         monkeypatch.setattr(job, "_WORTHWHILE", worthwhile)
         monkeypatch.setitem(graph_plan._EXACT_PRODUCTS, "cpu", 0)  # auto begins with lists
         settings = {"neighbors": 5, "center": False, "graph": graph}
-        job.graph(Session(workspace.location(""), settings))
+        job.graph(Session(workspace.storage.location(""), settings))
         stage = "graph/uncentered"
         found = np.concatenate(map_neighbors(workspace, stage).arrays)
-        return read_plan(workspace, stage), found, workspace.require(stage, "graph")
+        return read_plan(workspace, stage), found, workspace.stage(stage).require()
 
     return run
 
@@ -57,7 +57,7 @@ def test_auto_compares_all_rows_where_too_many_lists_would_be_probed(build, work
     assert (plan.search, receipt["search"], receipt["recall"]) == ("exact", "exact", 1.0)
     again, same, _ = build("auto", worthwhile=0)
     assert again == plan
-    workspace.remove("graph")
+    workspace.storage.remove("graph")
     _, exact, _ = build("exact", worthwhile=0)
     np.testing.assert_array_equal(found, exact)
     np.testing.assert_array_equal(found, same)
@@ -85,8 +85,8 @@ def test_a_finished_graph_starts_no_workers(build, in_process):
 
 
 def graphs_after(workspace, **settings):
-    job.graph(Session(workspace.location(""), {"neighbors": 5, **settings}))
-    return workspace.names("graph")
+    job.graph(Session(workspace.storage.location(""), {"neighbors": 5, **settings}))
+    return workspace.storage.names("graph")
 
 
 def test_a_graph_is_of_the_features_in_force_less_their_own_mean(workspace, here):
@@ -95,7 +95,7 @@ def test_a_graph_is_of_the_features_in_force_less_their_own_mean(workspace, here
     np.testing.assert_allclose(x.mean, x.pool_mean())
     near = np.concatenate(map_neighbors(workspace, "graph/embeddings-centered").arrays)
     np.testing.assert_array_equal(near, knn_graph(x.read_all(), 5))
-    assert graph_settings(Session(workspace.location(""), {})).features == "embeddings"
+    assert graph_settings(Session(workspace.storage.location(""), {})).features == "embeddings"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace
         [*G2IS, *arguments], cwd=ROOT, env=environment(), stdout=log, stderr=log
     )
     while driver.poll() is None:
-        if any(name.startswith("checkpoint_") for name in workspace.names("checkpoints/warmup")):
+        if any(
+            name.startswith("checkpoint_") for name in workspace.storage.names("checkpoints/warmup")
+        ):
             break
         time.sleep(0.05)
     assert driver.poll() is None, Path(log.name).read_text()[-4000:]
@@ -91,7 +93,7 @@ def on_s3(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace
 def test_what_is_made_there_is_what_is_made_on_disk(
     file: str, on_s3: Workspace, on_disk: Workspace
 ) -> None:
-    assert on_s3.read_bytes(file) == on_disk.read_bytes(file)
+    assert on_s3.storage.read_bytes(file) == on_disk.storage.read_bytes(file)
 
 
 def test_scores_are_those_of_a_run_on_disk(on_s3: Workspace, on_disk: Workspace) -> None:
@@ -101,7 +103,7 @@ def test_scores_are_those_of_a_run_on_disk(on_s3: Workspace, on_disk: Workspace)
 
 
 def test_training_leaves_no_checkpoints(on_s3: Workspace) -> None:
-    assert on_s3.names("checkpoints") == []
+    assert on_s3.storage.names("checkpoints") == []
 
 
 def test_the_same_command_again_does_nothing(
@@ -122,10 +124,10 @@ def test_status_reads_it_from_anywhere(on_s3: Workspace, g2is: Callable[..., str
 
 @pytest.mark.usefixtures("in_process")
 def test_a_pool_grows_there_too(settings: Path, on_s3: Workspace) -> None:
-    before = on_s3.read_bytes("gradients/part-00002.npy")
+    before = on_s3.storage.read_bytes("gradients/part-00002.npy")
     run(command(settings, "--append", f"s3://{BUCKET}/data/more.jsonl"))
-    pool = on_s3.require("pool", "ingest")["rows"]
+    pool = on_s3.stage("pool").require()["rows"]
     assert pool > 36
-    assert on_s3.require_current("selections/gsm8k", "select")["selected"] == int(pool * 0.2)
-    assert on_s3.read_bytes("gradients/part-00002.npy") == before
-    assert b"gsm8k" in on_s3.read_bytes("report.html")
+    assert on_s3.stage("selections/gsm8k").require_current()["selected"] == int(pool * 0.2)
+    assert on_s3.storage.read_bytes("gradients/part-00002.npy") == before
+    assert b"gsm8k" in on_s3.storage.read_bytes("report.html")

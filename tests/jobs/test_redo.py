@@ -46,17 +46,17 @@ READ = {stage for stage, inputs in CHAIN.items() if not inputs}
 def workspace() -> Workspace:
     held = Workspace("ws")
     for stage, inputs in CHAIN.items():
-        held.begin(stage, {"stage": stage}, inputs)
-        held.write_bytes(f"{stage}/x", b"")
+        held.stage(stage).begin({"stage": stage}, inputs)
+        held.storage.write_bytes(f"{stage}/x", b"")
     for name in ("base", "selection", "random", "receipt"):
-        held.write_json(f"evaluations/a/{name}.json", {})
+        held.storage.write_json(f"evaluations/a/{name}.json", {})
     for kind in ("json", "html"):
-        held.write_bytes(f"comparisons/100/comparison.{kind}", b"")
+        held.storage.write_bytes(f"comparisons/100/comparison.{kind}", b"")
     return held
 
 
 def left(held: Workspace) -> set[str]:
-    return {stage for stage in CHAIN if held.exists(f"{stage}/x")}
+    return {stage for stage in CHAIN if held.storage.exists(f"{stage}/x")}
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_a_stage_is_removed_with_what_was_made_from_it_and_no_other(names, remov
 
 def test_scores_of_what_is_removed_go_and_others_stay(workspace):
     redo(Session("ws", {"redo": ["tuned/a@random"]}))
-    names = workspace.names("evaluations/a")
+    names = workspace.storage.names("evaluations/a")
     assert names == ["base.json", "selection.json", "x"]
-    assert workspace.exists("comparisons/100/comparison.html")
+    assert workspace.storage.exists("comparisons/100/comparison.html")
     redo(Session("ws", {"redo": ["gradients"]}))
-    assert not workspace.exists("comparisons/100/comparison.html")
+    assert not workspace.storage.exists("comparisons/100/comparison.html")
 
 
 def test_what_is_removed_keeps_its_settings_and_a_variant_its_selections(workspace):
@@ -96,7 +96,9 @@ def test_what_is_removed_keeps_its_settings_and_a_variant_its_selections(workspa
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_a_joint_selection_stays_known_only_to_a_command_that_makes_it_again(joint, workspace):
-    workspace.begin("selections/joint", {"target_weight": {"a": 1, "b": 1}}, ["graph/centered"])
+    workspace.stage("selections/joint").begin(
+        {"target_weight": {"a": 1, "b": 1}}, ["graph/centered"]
+    )
     redo(Session("ws", {"redo": ["graph"], "joint": joint}))
     assert ("joint" in variants_in(workspace, "a")) == joint
 
@@ -132,7 +134,7 @@ def test_nothing_is_removed_that_could_not_be_read_again(g2is, refused, tiny_mod
     g2is("ingest", "--pool", "pool.jsonl", *there)
     Path("pool.jsonl").unlink()
     assert "no such file" in refused("ingest", "--workspace", "ws", "--redo", "pool")
-    assert Workspace("ws").finished("pool")
+    assert Workspace("ws").stage("pool").finished()
 
 
 def told(sentence: str) -> list[str]:

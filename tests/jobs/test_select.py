@@ -36,7 +36,7 @@ def arguments(held: Workspace, *more: str) -> list[str]:
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     baselines = ["--baselines", "random", "paper"]
     walk = ["--selector", "walk", *baselines]
-    return ["select", "--workspace", held.location(""), *settings, *walk, *more]
+    return ["select", "--workspace", held.storage.location(""), *settings, *walk, *more]
 
 
 @pytest.mark.parametrize("preset", ["recommended", "paper"])
@@ -54,7 +54,7 @@ def test_it_is_the_selection_of_the_same_arrays_in_memory(preset, make, g2is):
             FeatureSet(held, f"targets/{target}/gradients").read_all(),
             row_budget(len(x), FRACTION),
         )
-        lines = held.read_bytes(f"selections/{target}/selection.jsonl").splitlines()
+        lines = held.storage.read_bytes(f"selections/{target}/selection.jsonl").splitlines()
         assert [json.loads(line)["row"] for line in lines] == wanted.rows
         assert wanted.details["components"] > 3
 
@@ -65,7 +65,7 @@ def test_several_targets_at_once_are_those_targets_one_by_one(make, g2is):
     for target in TARGETS:
         g2is(*arguments(apart, "--target", f"{target}=val.jsonl"))
     assert selections(together) == selections(apart)
-    assert len(together.names("selections")) == 3 * len(TARGETS)
+    assert len(together.storage.names("selections")) == 3 * len(TARGETS)
 
 
 def test_one_pass_over_the_pool_serves_all_targets(make, g2is, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_damaged_piece_is_walked_again(make, g2is):
     g2is(*arguments(held))
     wanted = selections(held)
     for name in ("component-00001.jsonl", "selection.jsonl"):
-        held.write_bytes(f"selections/law/{name}", b"{}")
+        held.storage.write_bytes(f"selections/law/{name}", b"{}")
     g2is(*arguments(held))
     assert selections(held) == wanted
 
@@ -152,7 +152,7 @@ def test_a_damaged_piece_is_walked_again(make, g2is):
 def test_other_settings_are_refused_while_a_walk_is_half_done(make, g2is, refused):
     held = make("ws")
     g2is(*arguments(held))
-    os.remove(held.location("selections/law/receipt.json"))  # noqa: PTH107
+    os.remove(held.storage.location("selections/law/receipt.json"))  # noqa: PTH107
     sentence = refused(*arguments(held, "--delta", "0.5"))
     assert "was made with delta 0.8, now it is 0.5" in sentence
 
@@ -161,13 +161,13 @@ def test_other_settings_are_refused_while_a_walk_is_half_done(make, g2is, refuse
 
 
 def summary(held: Workspace, variant: str) -> dict:
-    return held.read_json(f"selections/{variant}/summary.json")
+    return held.storage.read_json(f"selections/{variant}/summary.json")
 
 
 def test_a_joint_selection_spends_one_budget_by_target_weight(make, g2is):
     held = make("ws")
     g2is(*arguments(held, "--joint", "--target-weight", "law=3"))
-    assert held.names("selections") == ["joint", "joint@paper", "joint@random"]
+    assert held.storage.names("selections") == ["joint", "joint@paper", "joint@random"]
     for variant in ("joint", "joint@paper"):
         found = summary(held, variant)
         budgets = dict.fromkeys(TARGETS, 0)
@@ -235,27 +235,29 @@ def test_a_target_named_joint_is_refused_with_joint(make, refused):
 
 def grow(held: Workspace) -> None:
     """Record that the pool has grown, and its gradients and graphs with it."""
-    held.extend("pool", {"model": "none", "files": 2})
-    held.extend("gradients", {"files": 2})
+    held.stage("pool").extend({"model": "none", "files": 2})
+    held.stage("gradients").extend({"files": 2})
     for center in (True, False):
-        facts = held.require(graph_stage(center), "graph")
+        facts = held.stage(graph_stage(center)).require()
         remembered = {"neighbors": 6, "center": center}
-        held.begin(graph_stage(center), {}, ["gradients"], remembered, grown="extend")
-        held.conclude(graph_stage(center), facts)
+        held.stage(graph_stage(center)).begin({}, ["gradients"], remembered, grown="extend")
+        held.stage(graph_stage(center)).conclude(facts)
     write_overlap(held)
 
 
 def made_at(held: Workspace, stage: str) -> int:
-    return Path(held.location(f"{stage}/receipt.json")).stat().st_mtime_ns
+    return Path(held.storage.location(f"{stage}/receipt.json")).stat().st_mtime_ns
 
 
 def test_selections_of_a_smaller_pool_are_made_anew(make, g2is):
     held = make("ws")
     g2is(*arguments(held))
-    before = {name: made_at(held, f"selections/{name}") for name in held.names("selections")}
+    before = {
+        name: made_at(held, f"selections/{name}") for name in held.storage.names("selections")
+    }
     grow(held)
     g2is(*arguments(held))
-    after = {name: made_at(held, f"selections/{name}") for name in held.names("selections")}
+    after = {name: made_at(held, f"selections/{name}") for name in held.storage.names("selections")}
     assert len(after) == 3 * len(TARGETS)
     assert all(after[name] > before[name] for name in before)
     g2is(*arguments(held))
@@ -265,7 +267,7 @@ def test_selections_of_a_smaller_pool_are_made_anew(make, g2is):
 def test_a_graph_of_a_smaller_pool_is_to_be_extended_first(make, g2is, refused):
     held = make("ws")
     g2is(*arguments(held))
-    held.extend("gradients", {"files": 2})
+    held.stage("gradients").extend({"files": 2})
     sentence = refused(*arguments(held))
     assert sentence.startswith("gradients has grown since graph/centered was made; run `g2is graph")
 

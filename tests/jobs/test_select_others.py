@@ -53,16 +53,24 @@ def held(tmp_path: Path) -> Workspace:
 
 def arguments(held: Workspace, *more: str, fraction: str = "0.2") -> list[str]:
     walk = ["--selector", "walk"]  # of several that are given, the last counts
-    return ["select", "--workspace", held.location(""), "--fraction", fraction, *walk, *more]
+    return [
+        "select",
+        "--workspace",
+        held.storage.location(""),
+        "--fraction",
+        fraction,
+        *walk,
+        *more,
+    ]
 
 
 def picks(held: Workspace, variant: str) -> list[dict]:
-    lines = held.read_bytes(f"selections/{variant}/selection.jsonl").splitlines()
+    lines = held.storage.read_bytes(f"selections/{variant}/selection.jsonl").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def summary(held: Workspace, variant: str) -> dict:
-    return held.read_json(f"selections/{variant}/summary.json")
+    return held.storage.read_json(f"selections/{variant}/summary.json")
 
 
 def test_every_selector_selects_for_every_target(held, g2is):
@@ -84,7 +92,7 @@ def test_every_selector_selects_for_every_target(held, g2is):
 def test_any_selector_may_make_the_selection_itself(name, held, g2is):
     g2is(*arguments(held, *LAW, "--selector", name, "--baselines", "walk", "random"))
     baselines = {"law@random", "law@walk"} - {f"law@{name}"}
-    assert set(held.names("selections")) == {"law", *baselines}
+    assert set(held.storage.names("selections")) == {"law", *baselines}
     assert len(picks(held, "law")) == len(picks(held, "law@walk")) == 48
     titles = [target_view(held, "law", ["source"] * ROWS).main.title]
     assert titles == ["random rows" if name == "random" else f"selector {name}"]
@@ -113,7 +121,7 @@ def test_one_pass_over_the_pool_serves_all_selectors(held, g2is, monkeypatch):
 
 def test_selectors_that_read_no_gradients_need_none(held, g2is):
     for stage in ("gradients", "graph", *(f"targets/{target}/gradients" for target in TARGETS)):
-        held.remove(stage)
+        held.storage.remove(stage)
     g2is(*arguments(held, "--selector", "tfidf", "--baselines", "random", "bm25"))
     assert len(picks(held, "math")) == len(picks(held, "math@bm25")) == 48
 
@@ -123,16 +131,16 @@ def without_features(held: Workspace) -> None:
     kinds = ("gradients", "embeddings")
     gone = [s for s in held.stages() if s.startswith("graph/") or s.endswith(kinds)]
     for stage in gone:
-        held.remove(stage)
+        held.storage.remove(stage)
     held.forget(gone)
 
 
 def test_a_report_needs_neither_features_nor_graph(held, g2is):
     without_features(held)
     g2is(*arguments(held, "--selector", "tfidf", "--baselines", "random", "bm25"))
-    g2is("report", "--workspace", held.location(""))
-    assert "selector bm25" in held.read_bytes("report.html").decode()
-    shown = g2is("status", "--workspace", held.location(""))
+    g2is("report", "--workspace", held.storage.location(""))
+    assert "selector bm25" in held.storage.read_bytes("report.html").decode()
+    shown = g2is("status", "--workspace", held.storage.location(""))
     assert not {"warmup", "gradients", "graph"} & set(shown.split())
 
 
@@ -142,7 +150,7 @@ def test_centered_features_need_no_graph(features, held, g2is):
     g2is(*arguments(held, *own))
     wanted = selections(held)
     for stage in ("graph", "selections"):
-        held.remove(stage)
+        held.storage.remove(stage)
     held.forget([s for s in held.stages() if s.startswith(("graph/", "selections/"))])
     g2is(*arguments(held, *own))
     assert selections(held) == wanted
@@ -154,7 +162,7 @@ def test_centered_features_need_no_graph(features, held, g2is):
 def test_a_pool_that_grew_is_centered_on_its_own_mean_and_a_graph_on_the_mean_it_has(held, g2is):
     stage = "graph/centered"
     other = FeatureSet(held, "gradients").pool_mean() + 1
-    held.write_bytes(f"{stage}/mean.npy", array_bytes(other))
+    held.storage.write_bytes(f"{stage}/mean.npy", array_bytes(other))
     g2is(*arguments(held, *LAW, "--baselines", "less", "graph-diverse"))
     own = FeatureSet(held, "gradients", center=True)
     of_graph = FeatureSet(held, "gradients", center=True, of_graph=True)
@@ -169,7 +177,7 @@ def test_a_pool_that_grew_is_centered_on_its_own_mean_and_a_graph_on_the_mean_it
 
 def test_rds_goes_by_embeddings_as_they_are_whatever_the_settings(held, g2is):
     for stage in ("gradients", "graph", *(f"targets/{target}/gradients" for target in TARGETS)):
-        held.remove(stage)
+        held.storage.remove(stage)
     g2is(*arguments(held, *LAW, "--selector", "rds", "--baselines", "random"))
     x = FeatureSet(held, "embeddings").read_all()
     cosines = FeatureSet(held, "targets/law/embeddings").read_all() @ x.T
@@ -188,7 +196,8 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
     by_gradients = picks(held, "law@near")
     x = FeatureSet(held, "embeddings", center=True).read_all()
     unit, norms = (
-        held.read_array(f"targets/law/embeddings/part-00000{kind}.npy") for kind in ("", ".norms")
+        held.storage.read_array(f"targets/law/embeddings/part-00000{kind}.npy")
+        for kind in ("", ".norms")
     )
     mean = FeatureSet(held, "embeddings").pool_mean()
     target = normalize(norms[:, None] * unit.astype(np.float32), mean)
@@ -202,7 +211,7 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
     sentence = refused(*arguments(held, *LAW, "--features", "gradients"))
     assert 'was made with features "embeddings", now it is "gradients"' in sentence
     made = picks(held, "law@less"), picks(held, "law@graph-diverse"), picks(held, "law@paper")
-    held.remove("selections")
+    held.storage.remove("selections")
     other = ["less", "other=less,features=embeddings", "paper"]
     g2is(*arguments(held, *LAW, "--features", "gradients", "--baselines", *other))
     assert picks(held, "law@less") == by_gradients
@@ -236,23 +245,23 @@ def test_embeddings_stand_in_for_gradients(held, g2is, refused):
 )
 def test_a_run_makes_features_and_graph_only_if_a_task_reads_them(given, made, held):
     held.forget([stage for stage in held.stages() if stage.startswith("graph/")])
-    tasks = all_tasks(Session(held.location(""), given))
+    tasks = all_tasks(Session(held.storage.location(""), given))
     names = [name for name, _ in stages(tasks)]
     assert names == ["ingest", *made, "select_rows", "tune", "evaluate", "report"]
 
 
 def test_embeddings_that_are_not_there_are_asked_for(held, g2is, refused):
-    held.remove("graph/embeddings-uncentered")
+    held.storage.remove("graph/embeddings-uncentered")
     other = ["--baselines", "other=walk,features=embeddings,center=no"]
     assert "run `g2is graph --features embeddings --no-center " in refused(*arguments(held, *other))
-    held.remove("embeddings")
+    held.storage.remove("embeddings")
     assert "run `g2is embeddings " in refused(*arguments(held, "--selector", "rds"))
 
 
 def test_subtasks_are_read_from_their_field(held, g2is):
     g2is(*arguments(held, *LAW, "--selector", "less", "--baselines", "walk"))
     by_subtask = picks(held, "law")
-    held.remove("selections")
+    held.storage.remove("selections")
     g2is(*arguments(held, *LAW, "--selector", "less", "--subtask-field", "elsewhere"))
     assert picks(held, "law") != by_subtask
 
@@ -282,7 +291,7 @@ def test_a_killed_walk_goes_on_within_its_token_budget(held, g2is):
     g2is(*arguments(held, *budget))
     wanted = selections(held)
     for file in ("selection.jsonl", "component-00001.jsonl"):
-        held.write_bytes(f"selections/law/{file}", b"{}")
+        held.storage.write_bytes(f"selections/law/{file}", b"{}")
     g2is(*arguments(held, *budget))
     assert selections(held) == wanted
 
@@ -312,7 +321,7 @@ def test_a_method_with_settings_of_its_own_selects_as_a_selection_with_them(held
     assert len(picks(held, "law@near")) == 48
     titles = [view.title for view in target_view(held, "law", ["source"] * ROWS).others]
     assert titles == ["gradient walk (loose)", "selector less (near)"]
-    held.remove("selections")
+    held.storage.remove("selections")
     own = ["--delta", "0.3", "--no-center", "--explained-variance", "0.9"]
     g2is(*arguments(held, *LAW, *own, "--baselines", "random"))
     assert picks(held, "law") == made != usual

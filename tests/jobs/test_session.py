@@ -67,7 +67,7 @@ def test_two_names_of_one_workspace_are_one(ws, tmp_path):
 def test_a_workspace_that_is_not_a_folder_of_this_machine_has_no_lock():
     first, second = (Session("memory://ws", {}).writing("test") for _ in range(2))
     with first, second as session:
-        assert not session.workspace.names("")
+        assert not session.workspace.storage.names("")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

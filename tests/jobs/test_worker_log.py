@@ -38,10 +38,10 @@ def test_each_stage_has_a_file_of_what_its_workers_print(workspace, terminal):
         log.begin("tuned/a@random")
         say("mtime may not be reliable")
         say("and \ud800")
-    assert workspace.read_bytes("logs/warmup.log") == (
+    assert workspace.storage.read_bytes("logs/warmup.log") == (
         b"(RayTrainWorker pid=123, ip=10.0.0.7) {'loss': 2.1}\n"
     )
-    assert workspace.read_bytes("logs/tuned/a@random.log").count(b"\n") == 2
+    assert workspace.storage.read_bytes("logs/tuned/a@random.log").count(b"\n") == 2
     assert terminal == []
     say("later")
     assert len(terminal) == 1
@@ -53,7 +53,7 @@ def test_lines_of_a_stage_are_added_to_those_of_an_earlier_command(workspace, te
         with log.taking():
             log.begin("warmup")
             say(line)
-    assert workspace.read_bytes("logs/warmup.log").count(b"\n") == 2
+    assert workspace.storage.read_bytes("logs/warmup.log").count(b"\n") == 2
 
 
 @pytest.mark.parametrize("pid", ["autoscaler", "raylet"])
@@ -61,7 +61,7 @@ def test_lines_of_rays_own_processes_reach_the_terminal(pid, workspace, terminal
     with WorkerLog(workspace).taking():
         say("no node", pid=pid)
     assert len(terminal) == 1
-    assert not workspace.names("")
+    assert not workspace.storage.names("")
 
 
 def test_with_debugging_on_everything_reaches_the_terminal(workspace, terminal, caplog):

@@ -98,11 +98,13 @@ def warmed(pool, plan, tmp_path_factory):
 
 
 def contents(workspace, number):
-    return [workspace.read_bytes(f"warmup/{name}") for name in checkpoints.file_names(number)]
+    return [
+        workspace.storage.read_bytes(f"warmup/{name}") for name in checkpoints.file_names(number)
+    ]
 
 
 def receipt(workspace):
-    found = workspace.receipt("warmup")
+    found = workspace.stage("warmup").verified()
     assert found is not None
     return found
 
@@ -211,7 +213,7 @@ def test_a_torn_checkpoint_is_written_anew_on_the_way(warmed, pool, plan, tmp_pa
     workspace = pool("torn")
     its = dataclasses.replace(plan, checkpoints=2)
     for name in checkpoints.file_names(1):
-        workspace.write_bytes(f"warmup/{name}", b"torn")
+        workspace.storage.write_bytes(f"warmup/{name}", b"torn")
     tuned = training(workspace, its, tmp_path)
     tuned.trainer.train()
     tuned.save()
@@ -244,7 +246,7 @@ def test_weights_are_learning_rates_of_sum_one(warmed):
 def test_a_single_checkpoint_weighs_one_whatever_its_learning_rate(warmed, tmp_path):
     assert checkpoints.weights(warmed(1)) == [1.0]
     workspace = Workspace(str(tmp_path))
-    workspace.commit("warmup", "receipt", {}, {"learning_rates": [None]})
+    workspace.stage("warmup").commit("receipt", {}, {"learning_rates": [None]})
     assert checkpoints.weights(workspace) == [1.0]
 
 
@@ -296,7 +298,7 @@ def test_weights_that_do_not_fit_are_refused_by_parameter(change, problem, warme
     change(tensors)
     workspace = Workspace(str(tmp_path))
     for name, data in zip(checkpoints.file_names(1)[1:], (save(tensors), moments), strict=True):
-        workspace.write_bytes(f"warmup/{name}", data)
+        workspace.storage.write_bytes(f"warmup/{name}", data)
     with pytest.raises(InputError, match=problem) as refusal:
         checkpoints.put(model, checkpoints.read(workspace, 1))
     assert "\n" not in str(refusal.value)

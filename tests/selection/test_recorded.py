@@ -24,29 +24,31 @@ def held(tmp_path_factory) -> Workspace:
 
 def sha256(held: Workspace) -> dict[str, str]:
     return {
-        stage: hashlib.sha256(held.read_bytes(f"{stage}/selection.jsonl")).hexdigest()
+        stage: hashlib.sha256(held.storage.read_bytes(f"{stage}/selection.jsonl")).hexdigest()
         for stage in RECORDED["sha256"]
     }
 
 
 def test_the_same_rows_are_selected_and_what_was_recorded_is_done(held, g2is):
     for command in RECORDED["commands"]:
-        g2is("select", "--workspace", held.location(""), *command)
+        g2is("select", "--workspace", held.storage.location(""), *command)
     assert sha256(held) == RECORDED["sha256"]
-    index = held.read_json("workspace.json")
+    index = held.storage.read_json("workspace.json")
     for stage, record in RECORDED["stages"].items():
         now = index["stages"][stage]
         assert now["settings"] == record["settings"], stage
         assert now["arguments"] == record["arguments"], stage
         assert now["inputs"].items() <= record["inputs"].items(), stage
     index["stages"] |= RECORDED["stages"]
-    held.write_json("workspace.json", index)
-    written = {stage: held.read_bytes(f"{stage}/receipt.json") for stage in RECORDED["stages"]}
+    held.storage.write_json("workspace.json", index)
+    written = {
+        stage: held.storage.read_bytes(f"{stage}/receipt.json") for stage in RECORDED["stages"]
+    }
     for stage, receipt in written.items():  # so that one that is made again shows
         facts = json.loads(receipt) | {"seconds": 12345.0}
-        held.write_json(f"{stage}/receipt.json", facts)
+        held.storage.write_json(f"{stage}/receipt.json", facts)
     for command in RECORDED["commands"]:
-        g2is("select", "--workspace", held.location(""), *command)
+        g2is("select", "--workspace", held.storage.location(""), *command)
     for stage, record in RECORDED["stages"].items():
-        assert held.read_receipt(stage)["seconds"] == 12345.0, stage
+        assert held.stage(stage).receipt()["seconds"] == 12345.0, stage
         assert held.stages()[stage] == record

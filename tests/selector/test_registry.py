@@ -99,9 +99,9 @@ def test_a_class_selects_and_its_file_is_in_the_fingerprint(role, tmp_path, capl
         else {"selector": "random", "baselines": [Shortest]}
     )
     stage = "selections/law" if role == "selector" else "selections/law@Shortest"
-    session = Session(held.location(""), given)
+    session = Session(held.storage.location(""), given)
     select_rows(session)
-    picks = list(map(json.loads, held.read_bytes(f"{stage}/selection.jsonl").splitlines()))
+    picks = list(map(json.loads, held.storage.read_bytes(f"{stage}/selection.jsonl").splitlines()))
     scores = [pick["similarity"] for pick in picks]
     assert len(picks) == 48
     assert scores == sorted(scores, reverse=True)
@@ -114,7 +114,7 @@ def test_a_class_selects_and_its_file_is_in_the_fingerprint(role, tmp_path, capl
     assert f"{stage}: already done" in caplog.text
     if role == "selector":  # a command that does not name the class does not run its code
         with pytest.raises(SettingError, match="the workspace names the selector"):
-            select_rows(Session(held.location(""), {"target": {"law": "v"}}))
+            select_rows(Session(held.storage.location(""), {"target": {"law": "v"}}))
 
 
 def test_a_class_without_a_readable_source_is_refused():

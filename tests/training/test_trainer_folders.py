@@ -36,14 +36,14 @@ def test_imported_moments_are_the_live_optimizers_by_name(optim, train, settings
 def test_the_adapter_is_imported_unchanged(folders, settings, workspace):
     import_checkpoints(workspace, folders[1:], settings)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        held = workspace.read_bytes(f"warmup/checkpoint-1/adapter/{name}")
+        held = workspace.storage.read_bytes(f"warmup/checkpoint-1/adapter/{name}")
         assert held == (folders[1] / name).read_bytes()
 
 
 def test_several_folders_become_checkpoints_in_order(folders, settings, workspace):
     receipt = import_checkpoints(workspace, folders, settings)
     assert receipt["imported"] == ["checkpoint-2", "checkpoint-4"]
-    assert workspace.receipt("warmup") == receipt
+    assert workspace.stage("warmup").verified() == receipt
     for number, folder in enumerate(folders, start=1):
         adapter = load_file(folder / "adapter_model.safetensors")
         model = checkpoints.load_model(workspace, settings)

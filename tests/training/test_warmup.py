@@ -118,8 +118,8 @@ def test_a_warm_up_is_not_replaced_by_folders(refused, ingest, checkpoint, tiny_
     ingest()
     workspace, model = Workspace("ws"), ModelSettings(model=tiny_model)
     made_with = identified(as_dict(model, LoraSettings(), WarmupSettings()))
-    workspace.begin("warmup", made_with, ["pool"])
-    workspace.write_bytes("warmup/metrics.jsonl", b"")
+    workspace.stage("warmup").begin(made_with, ["pool"])
+    workspace.storage.write_bytes("warmup/metrics.jsonl", b"")
     sentence = refused(*WARMUP, "--warmup-from", checkpoint("a"))
     assert "warmup was made with warmup_from [], now it is [" in sentence
 

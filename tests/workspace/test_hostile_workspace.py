@@ -65,8 +65,8 @@ def put_link(kind, place, to):
 def test_a_link_in_the_place_of_a_file_is_replaced_by_the_file(kind, folder):
     put_link(kind, folder / "ws/s/file", folder / "outside/kept")
     before, workspace = outside(folder), Workspace("ws")
-    workspace.write_bytes("s/file", b"new")
-    assert workspace.read_bytes("s/file") == b"new"
+    workspace.storage.write_bytes("s/file", b"new")
+    assert workspace.storage.read_bytes("s/file") == b"new"
     assert not Path("ws/s/file").is_symlink()
     assert outside(folder) == before
 
@@ -75,18 +75,18 @@ def test_nothing_is_added_to_what_a_link_leads_to(folder):
     put_link("hard", folder / "ws/hard", folder / "outside/kept")
     put_link("symbolic", folder / "ws/symbolic", folder / "outside/kept")
     before, workspace = outside(folder), Workspace("ws")
-    workspace.append_bytes("hard", b" and new")
-    assert workspace.read_bytes("hard") == b"kept and new"
+    workspace.storage.append_bytes("hard", b" and new")
+    assert workspace.storage.read_bytes("hard") == b"kept and new"
     with pytest.raises(WorkspaceError, match=r"symbolic is a link, through which nothing is wri"):
-        workspace.append_bytes("symbolic", b"new")
+        workspace.storage.append_bytes("symbolic", b"new")
     assert outside(folder) == before
 
 
 CHANGES = {
-    "write": lambda workspace: workspace.write_bytes("s/inner/file", b"new"),
-    "append": lambda workspace: workspace.append_bytes("s/inner/file", b"new"),
-    "arrow": lambda workspace: workspace.arrow("s/inner"),
-    "remove": lambda workspace: workspace.remove("s/inner/kept"),
+    "write": lambda workspace: workspace.storage.write_bytes("s/inner/file", b"new"),
+    "append": lambda workspace: workspace.storage.append_bytes("s/inner/file", b"new"),
+    "arrow": lambda workspace: workspace.storage.arrow("s/inner"),
+    "remove": lambda workspace: workspace.storage.remove("s/inner/kept"),
 }
 
 
@@ -106,28 +106,28 @@ def test_of_a_link_the_link_itself_is_removed(folder):
         put_link("symbolic", folder / place, folder / "outside")
     put_link("symbolic", folder / "ws/s/file", folder / "outside/kept")
     before, workspace = outside(folder), Workspace("ws")
-    workspace.remove("folder")
-    workspace.remove("s")
-    assert not workspace.names("")
+    workspace.storage.remove("folder")
+    workspace.storage.remove("s")
+    assert not workspace.storage.names("")
     assert outside(folder) == before
 
 
 def test_a_library_that_writes_by_itself_gets_no_folder_with_links(folder):
     workspace = Workspace("ws")
-    workspace.write_bytes("checkpoints/run/a/x", b"")
-    assert workspace.writable_folder("checkpoints")
+    workspace.storage.write_bytes("checkpoints/run/a/x", b"")
+    assert workspace.storage.writable_folder("checkpoints")
     put_link("symbolic", folder / "ws/checkpoints/run/a/y", folder / "outside")
     with pytest.raises(WorkspaceError, match=r"checkpoints/run/a/y is a link"):
-        workspace.arrow("checkpoints")
+        workspace.storage.arrow("checkpoints")
 
 
 def test_the_root_may_be_a_link_and_files_are_read_through_links(folder):
     Path("ws").symlink_to(folder / "outside")
     workspace = Workspace("ws")
-    workspace.write_bytes("s/a", b"1")
+    workspace.storage.write_bytes("s/a", b"1")
     Path("outside/t").symlink_to(folder / "outside/s")
-    assert workspace.read_bytes("t/a") == b"1"
-    assert workspace.names("t") == ["a"]
+    assert workspace.storage.read_bytes("t/a") == b"1"
+    assert workspace.storage.names("t") == ["a"]
 
 
 @pytest.mark.parametrize("file", ["events.jsonl", ".lock", "workspace.json", "pool"])
@@ -177,10 +177,10 @@ def test_no_path_leaves_the_workspace(path, folder):
 @pytest.mark.parametrize("name", [*BAD, "x" * 300, "", "\x1b[31m", "a b", "s/" * 9 + "s"])
 def test_a_stage_of_a_bad_name_is_refused(name, folder, refused):
     workspace = Workspace("ws")
-    workspace.begin("pool", {})
-    index = workspace.read_json("workspace.json")
+    workspace.stage("pool").begin({})
+    index = workspace.storage.read_json("workspace.json")
     index["stages"][name] = index["stages"]["pool"]
-    workspace.write_json("workspace.json", index)
+    workspace.storage.write_json("workspace.json", index)
     before = outside(folder)
     for command in ("status", "report", "run", "tune"):
         assert "workspace.json is damaged (stages" in refused(command, "--workspace", "ws")
@@ -189,11 +189,11 @@ def test_a_stage_of_a_bad_name_is_refused(name, folder, refused):
 
 def test_a_receipt_names_files_of_its_stage_only(folder):
     workspace = Workspace("ws")
-    receipt = workspace.commit("s", "part-00000", {"a": b"1"}, {})
-    workspace.write_json(
+    receipt = workspace.stage("s").commit("part-00000", {"a": b"1"}, {})
+    workspace.storage.write_json(
         "s/part-00000.json", {"files": {"../../outside/kept": receipt["files"]["a"]}}
     )
-    assert workspace.receipt("s", "part-00000") is None
+    assert workspace.stage("s").verified("part-00000") is None
 
 
 def test_ray_train_gets_no_record_that_names_a_folder_elsewhere():
@@ -203,7 +203,7 @@ def test_ray_train_gets_no_record_that_names_a_folder_elsewhere():
         ("../../../outside", False),
     ):
         record = {"checkpoint_results": [{"checkpoint_dir_name": name, "metrics": {}}]}
-        workspace.write_json("checkpoints/warmup/checkpoint_manager_snapshot.json", record)
+        workspace.storage.write_json("checkpoints/warmup/checkpoint_manager_snapshot.json", record)
         assert _names_own_checkpoints(workspace, "checkpoints/warmup") == is_own
 
 

@@ -30,9 +30,9 @@ def remote():
     workspace = Workspace("memory://g2is-test")
     for part in range(2):
         name = part_name(part)
-        workspace.commit("s", name, {f"{name}.npy": array_bytes(ARRAY + part)}, {})
+        workspace.stage("s").commit(name, {f"{name}.npy": array_bytes(ARRAY + part)}, {})
     yield workspace
-    workspace.remove("")
+    workspace.storage.remove("")
 
 
 def test_copies_leave_no_file_behind(remote, place):
