@@ -35,6 +35,7 @@ for name, examples in (("quick", 15), ("thorough", 100)):
 settings.load_profile("quick")  # `--hypothesis-profile thorough` replaces it
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the Ray tests in one process of pytest-xdist, and each other file in one too.
 
