@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 
 # Two processes, each of which keeps to one core; the group of tests that comes first starts first.
-PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all test-cluster models docs lint clean
 

@@ -112,7 +112,7 @@ def published(
     """The published procedure with `restart`: recomputes S at every step, for all rows."""
     unused = np.ones(len(x), dtype=bool)
     for component, budget in zip(components.astype(np.float32), budgets, strict=True):
-        along = x @ component
+        products = x @ component
         members: list[int] = []
         for _ in range(budget):
             found = None
@@ -125,10 +125,10 @@ def published(
                 if found is None:
                     rows = np.flatnonzero(unused)
                     rows = rows[qualify(x, rows, members, component, delta)]
-                    found = rows[np.argmax(along[rows])] if len(rows) else None
+                    found = rows[np.argmax(products[rows])] if len(rows) else None
             if found is None:
                 rows = np.flatnonzero(unused)
-                members, found = [], rows[np.argmax(along[rows])]
+                members, found = [], rows[np.argmax(products[rows])]
             members.append(int(found))
             unused[found] = False
             yield int(found)

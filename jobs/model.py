@@ -78,11 +78,11 @@ def check_adapter(session: Session, model: ModelSettings, *, gradients: bool) ->
         SettingError: they do not fit the model, or gradients cannot be taken with them; says why.
     """
     lora = lora_settings(session, model, "warmup")
-    adapted = loading.add_adapter(loading.load_skeleton(model), lora, seed=0)
+    model_with_adapter = loading.add_adapter(loading.load_skeleton(model), lora, seed=0)
     if not gradients:
         return
     layers = session.settings(GradientSettings).lora_layers
-    gradient_linears(adapted, layers)
+    gradient_linears(model_with_adapter, layers)
     if (model, lora, layers) not in _checked and _is_small(model):
         dry_run.check_gradients(_load(model), lora, layers)
         _checked.update([(model,), (model, lora, layers)])

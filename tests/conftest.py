@@ -1,6 +1,8 @@
 """Fixtures that several test files share, and the order and the groups of the tests."""
 
+import functools
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,22 +37,37 @@ for name, examples in (("quick", 15), ("thorough", 100)):
 settings.load_profile("quick")  # `--hypothesis-profile thorough` replaces it
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of the Ray group first, because the group takes longest."""
+    items.sort(key=lambda item: _group(item.nodeid) != "ray")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep the Ray tests in one process of pytest-xdist, and each other file in one too.
 
-    The Ray tests share one Ray, and the finished workspace with those that read it. Their group is
-    the longest, so it comes first.
+    The tests of the Ray group share one Ray, and the finished workspace with those that read it.
+    `--dist loadgroup` would do, but pytest-xdist 3.8 cannot mark the items of pytest 9.2.
     """
+    from xdist.scheduler import LoadScopeScheduling
 
-    def is_of_ray(item: pytest.Item) -> bool:
-        fixtures = getattr(item, "fixturenames", ())
-        return item.get_closest_marker("ray") is not None or "finished" in fixtures
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
 
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("ray" if is_of_ray(item) else file))
-    items.sort(key=lambda item: not is_of_ray(item))
+    return ByGroup(config, log)
+
+
+def _group(nodeid: str) -> str:
+    """The Ray group, for a test of a file with such tests; or the test's file."""
+    file = nodeid.partition("::")[0]
+    return "ray" if _is_of_ray(file) else file
+
+
+@functools.cache
+def _is_of_ray(file: str) -> bool:
+    text = (REPOSITORY / file).read_text(encoding="utf-8")
+    return re.search(r"\bmark\.(ray|cluster)\b|\bfinished\b[,):]", text) is not None
 
 
 @pytest.fixture(scope="session")

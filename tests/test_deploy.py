@@ -204,7 +204,9 @@ def test_the_image_has_every_package():
     names = " ".join(copied).split()
     assert all((ROOT / name).exists() for name in names)
     settings = tomllib.loads(text("pyproject.toml"))
-    assert set(settings["tool"]["setuptools"]["packages"]) <= set(names)
+    tool = settings["tool"]["setuptools"]
+    packages = {pattern.removesuffix("*") for pattern in tool["packages"]["find"]["include"]}
+    assert packages | {f"{module}.py" for module in tool["py-modules"]} <= set(names)
 
 
 # AWS

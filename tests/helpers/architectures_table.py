@@ -4,8 +4,8 @@
     python tests/helpers/architectures_table.py llama opt          # some, to look at
     python tests/helpers/architectures_table.py --results tried.jsonl --write docs/models.md
 
-Each is saved, loaded and adapted as `g2is` does, and then compared with plain transformers and
-autograd on one row at a time.
+Each is saved, loaded and given an adapter as `g2is` does, and then compared with plain transformers
+and autograd on one row at a time.
 """
 
 import argparse
@@ -178,8 +178,8 @@ def try_architecture(kind: str) -> dict[str, Any]:
                 return copy.deepcopy(loaded)
 
             result |= {"loss": loss_error(base()), "embeddings": embedding_error(base())}
-            adapted = add_adapter(base(), LoraSettings(lora_r=3), seed=0)
-            result["targets"] = adapted.peft_config["default"].target_modules
+            with_adapter = add_adapter(base(), LoraSettings(lora_r=3), seed=0)
+            result["targets"] = with_adapter.peft_config["default"].target_modules
             result["targets"] = sorted(result["targets"])
             result["default"] = gradient_error(base(), ("auto",), 0.1)
         except (InputError, SettingError) as refusal:
