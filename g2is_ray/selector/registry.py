@@ -49,36 +49,33 @@ class Entry:
 SELECTORS = {
     "facility-location": Entry(
         "graph:FacilityLocation",
-        "rows that together cover the target and, over the graph, the relevant rows of the pool; "
-        "the default",
+        "rows that together cover the target and, over the graph, what is relevant to it (default)",
     ),
     WALK: Entry(
         "walking:GradientWalk",
-        "the gradient walk through the kNN graph, with better settings than the published ones; "
-        "`paper` names the walk as published",
+        "the gradient walk with better settings; `paper` names the walk as published",
     ),
     "random": Entry("random_rows:Random", "rows drawn at random"),
     "less": Entry(
         "gradient:Less",
-        "the largest cosine to the target's gradients: mean within a subtask, maximum over "
-        "subtasks (LESS)",
+        "largest cosine to the target's gradients: subtask means, then maximum (LESS)",
     ),
     "less-round-robin": Entry(
         "gradient:LessRoundRobin",
-        "each target row in turn takes the row with the largest cosine that is left",
+        "for each target row in turn, the largest cosine",
     ),
     "gist": Entry(
         "gradient:Gist",
-        "the largest cosine in the whitened subspace of the target's gradients (after GIST)",
+        "largest cosine in the whitened subspace of the target's gradients (GIST)",
     ),
     "graph-diverse": Entry(
-        "graph:GraphDiverse", "as `less`, without the graph neighbors of earlier picks"
+        "graph:GraphDiverse", "as `less`, without graph neighbors of earlier picks"
     ),
     "rds": Entry("gradient:Rds", "as `less-round-robin`, by embeddings (RDS+)"),
     "tfidf": Entry(
-        "lexical:Tfidf", "the most similar words by TF-IDF, for each target row in turn"
+        "lexical:Tfidf", "for each target row in turn, the most similar words by TF-IDF"
     ),
-    "bm25": Entry("lexical:Bm25", "the most similar words by BM25, for each target row in turn"),
+    "bm25": Entry("lexical:Bm25", "for each target row in turn, the most similar words by BM25"),
 }
 """The one list of selectors."""
 
