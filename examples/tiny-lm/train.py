@@ -205,7 +205,7 @@ def train(
 
     step, losses, started = 0, [], time.monotonic()
     while step < steps:
-        # Rows are packed again, in another order, so that no block is seen twice.
+        # Rows are packed anew, in another order, so that no block is seen twice.
         blocks = pack(rng.sample(training, len(training)), args.block_tokens)
         for batch in blocks.split(args.batch_blocks)[:steps_per_epoch]:
             loss = model(input_ids=batch, labels=batch).loss
