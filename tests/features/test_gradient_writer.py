@@ -109,7 +109,7 @@ def test_dot_products_over_checkpoints_are_cosines_weighted_by_learning_rate(wor
             n: workspace.storage.read_bytes(f"pool/{n}") for n in workspace.storage.names("pool")
         }
         for name, data in pool.items():
-            single.write_bytes(f"pool/{name}", data)
+            single.storage.write_bytes(f"pool/{name}", data)
         model = loading.add_adapter(
             loading.load_base(ModelSettings(model=tiny_model), torch.device("cpu")),
             LoraSettings(lora_r=2),
@@ -117,7 +117,7 @@ def test_dot_products_over_checkpoints_are_cosines_weighted_by_learning_rate(wor
         )
         moments = checkpoints.put(model, one)
         files = checkpoints.files(1, loading.adapter_files(model), moments)
-        single.commit("warmup", "receipt", files, {"learning_rates": RATES[:1]})
+        single.stage("warmup").commit("receipt", files, {"learning_rates": RATES[:1]})
         for part in parts():
             writer(single, tiny_model, projection="none").write(part)
         alone.append(rows_of(single, "gradients"))

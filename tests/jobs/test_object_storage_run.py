@@ -98,7 +98,9 @@ def test_what_is_made_there_is_what_is_made_on_disk(
 
 def test_scores_are_those_of_a_run_on_disk(on_s3: Workspace, on_disk: Workspace) -> None:
     for name in ("base", "selection"):
-        there, here = (w.read_json(f"evaluations/gsm8k/{name}.json") for w in (on_s3, on_disk))
+        there, here = (
+            w.storage.read_json(f"evaluations/gsm8k/{name}.json") for w in (on_s3, on_disk)
+        )
         assert there["loss"] == here["loss"]
 
 

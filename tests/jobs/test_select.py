@@ -123,7 +123,7 @@ def test_killed_between_components_it_ends_with_the_same_bytes(make, g2is, monke
     g2is(*arguments(killed))
     assert [c for stage, c in walked if stage == "selections/law"] == [
         int(name[10:15])
-        for name in whole.names("selections/law")
+        for name in whole.storage.names("selections/law")
         if name.startswith("component-") and name.endswith(".jsonl") and name[10:15] > "00001"
     ]
     assert selections(killed) == selections(whole)

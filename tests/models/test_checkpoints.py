@@ -166,7 +166,7 @@ def test_learning_rates_are_the_means_of_the_steps_between(warmed):
 
 
 def test_learning_rates_are_those_that_trainer_logs(warmed):
-    lines = warmed(2).read_bytes("warmup/metrics.jsonl").splitlines()
+    lines = warmed(2).storage.read_bytes("warmup/metrics.jsonl").splitlines()
     logged = [e["learning_rate"] for e in map(json.loads, lines) if "learning_rate" in e]
     assert len(logged) == 10
     means = [math.fsum(logged[:5]) / 5, math.fsum(logged[5:]) / 5]

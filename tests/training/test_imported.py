@@ -52,7 +52,7 @@ def warmed(tiny_model, tmp_path_factory):
 
 def test_an_adapter_lowers_the_loss_of_its_base_model_only(warmed, tiny_model, tmp_path):
     right = measure(warmed, ModelSettings(model=tiny_model), EXECUTION, 48)
-    assert warmed.receipt("warmup", LOSSES) == right
+    assert warmed.stage("warmup").verified(LOSSES) == right
     assert right["rows"] == 8
     assert right["tuned"] < 0.8 * right["base"]
     assert not doubt(right, {"train_loss": right["tuned"], "base": MODEL}, MODEL)

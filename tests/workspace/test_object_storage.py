@@ -151,11 +151,11 @@ def test_who_may_only_read_is_told_what_cannot_be_written_or_removed(s3, workspa
     as_user(**s3.read_only_user())
     reader = Workspace(s3.url)
     with s3.checking_access():
-        assert reader.read_bytes("s/a") == b"1"
+        assert reader.storage.read_bytes("s/a") == b"1"
         with pytest.raises(StorageError, match=r"s/a cannot be written: Access Denied"):
-            reader.write_bytes("s/a", b"2")
+            reader.storage.write_bytes("s/a", b"2")
         with pytest.raises(StorageError, match=r"/s cannot be removed: it is still there"):
-            reader.remove("s")
+            reader.storage.remove("s")
 
 
 def test_a_piece_is_not_taken_for_undone_because_the_store_refuses(s3, finished_workspace, as_user):

@@ -50,12 +50,12 @@ def test_a_part_is_copied_once_in_a_process(remote):
 def test_a_part_that_was_made_anew_is_copied_anew(remote):
     map_parts(remote, "s", 2)
     name = part_name(0)
-    remote.commit("s", name, {f"{name}.npy": array_bytes(-ARRAY)}, {})
+    remote.stage("s").commit(name, {f"{name}.npy": array_bytes(-ARRAY)}, {})
     np.testing.assert_array_equal(map_parts(remote, "s", 2).arrays, [-ARRAY, ARRAY + 1])
 
 
 def test_a_copy_that_is_not_what_the_receipt_says_is_refused(remote):
-    remote.write_bytes(f"s/{part_name(1)}.npy", array_bytes(-ARRAY))
+    remote.storage.write_bytes(f"s/{part_name(1)}.npy", array_bytes(-ARRAY))
     with pytest.raises(WorkspaceError, match=r"s/part-00001\.npy is damaged"):
         map_parts(remote, "s", 2)
 
