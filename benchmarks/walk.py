@@ -89,7 +89,7 @@ def nearest_of_cluster(x: FeatureSet, clusters: int, k: int) -> np.ndarray:
 def prepared(folder: Path, *shape: int) -> tuple[FeatureSet, np.ndarray]:
     """Pool and target of these sizes (see `make`); made by another process if not there."""
     held, made = Workspace(str(folder)), folder / "made.json"
-    if not made.storage.exists() or json.loads(made.read_text()) != list(shape):
+    if not made.exists() or json.loads(made.read_text()) != list(shape):
         child = multiprocessing.get_context("spawn").Process(target=make, args=(folder, *shape))
         child.start()
         child.join()

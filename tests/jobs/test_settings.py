@@ -3,6 +3,7 @@
 import pytest
 
 from g2is_ray.config import (
+    BudgetSettings,
     EvaluateSettings,
     GradientSettings,
     GraphSettings,
@@ -53,8 +54,9 @@ def session(empty_folder) -> Session:
         (GraphSettings, (), {"neighbors": 6}),
         (GraphSettings, ("law",), {"neighbors": 7}),
         (GraphSettings, ("math",), {"neighbors": 6}),
-        (WalkSettings, (), {"fraction": 0.01}),
-        (WalkSettings, ("law", "math"), {"fraction": 0.2, "delta": 0.4}),
+        (BudgetSettings, (), {"fraction": 0.01}),
+        (BudgetSettings, ("law", "math"), {"fraction": 0.2}),
+        (WalkSettings, ("law", "math"), {"delta": 0.4}),
         (BaselineSettings, ("law",), {"baselines": ("less",)}),
         (TuneSettings, ("law@less",), {"tune_epochs": 5, "tune_batch_size": 8}),
         (EvaluateSettings, ("law",), {"max_new_tokens": 11}),

@@ -65,7 +65,7 @@ def test_lines_of_rays_own_processes_reach_the_terminal(pid, workspace, terminal
 
 
 def test_with_debugging_on_everything_reaches_the_terminal(workspace, terminal, caplog):
-    with caplog.at_level(logging.DEBUG), WorkerLog(workspace).taking():
+    with caplog.at_level(logging.DEBUG, "jobs.worker_log"), WorkerLog(workspace).taking():
         say("{'loss': 2.1}")
     assert len(terminal) == 1
 
@@ -76,7 +76,7 @@ def test_storage_that_refuses_the_file_is_named_once_and_ends_nothing(
     def refuse(path, data):
         raise WorkspaceError("the disk is full")
 
-    monkeypatch.setattr(workspace, "append_bytes", refuse)
+    monkeypatch.setattr(workspace.storage, "append_bytes", refuse)
     log = WorkerLog(workspace)
     with log.taking():
         for stage in ("a", "b"):

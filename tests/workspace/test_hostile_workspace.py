@@ -144,7 +144,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(read):
     Path("ws").mkdir()
     os.mkfifo("ws/x")
     with pytest.raises(WorkspaceError, match="pipe or a device"):
-        getattr(Workspace("ws"), read)(*(("x", b"1") if read == "append_bytes" else ("x",)))
+        getattr(Workspace("ws").storage, read)(*(("x", b"1") if read == "append_bytes" else ("x",)))
 
 
 # Names
@@ -167,10 +167,10 @@ def test_no_path_leaves_the_workspace(path, folder):
     before, workspace = outside(folder), Workspace("ws")
     for use in ("read_bytes", "exists", "names", "remove", "read_json", "tag", "writable_folder"):
         with pytest.raises(WorkspaceError, match="cannot be a file of the workspace"):
-            getattr(workspace, use)(path)
+            getattr(workspace.storage, use)(path)
     for use in ("write_bytes", "append_bytes"):
         with pytest.raises(WorkspaceError, match="cannot be a file of the workspace"):
-            getattr(workspace, use)(path, b"new")
+            getattr(workspace.storage, use)(path, b"new")
     assert outside(folder) == before
 
 
