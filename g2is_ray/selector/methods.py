@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from g2is_ray.config import (
     PAPER,
@@ -147,8 +147,15 @@ def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-SelectorName = Annotated[str | type[Selector], AfterValidator(_check_selector)]
-MethodText = Annotated[str | type[Selector], AfterValidator(_check_method)]
+def _check_class(value: object) -> object:
+    if isinstance(value, type) and not issubclass(value, Selector):
+        raise ValueError("should derive from g2is_ray.Selector if it is a class")
+    return value
+
+
+_NameOrClass = Annotated[str | type[Selector], BeforeValidator(_check_class)]
+SelectorName = Annotated[_NameOrClass, AfterValidator(_check_selector)]
+MethodText = Annotated[_NameOrClass, AfterValidator(_check_method)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -14,7 +14,7 @@ from selection_workspace import make_workspace
 from g2is_ray.config import as_dict, build
 from g2is_ray.errors import InputError, SettingError
 from g2is_ray.selector.interface import Selector, best_first
-from g2is_ray.selector.methods import ComparisonSettings, SelectorSettings, parse_method
+from g2is_ray.selector.methods import BaselineSettings, SelectorSettings, parse_method
 from g2is_ray.selector.registry import NAMES, SELECTORS, find, reads_of, source_hash, table
 from jobs.selection import select_rows
 from jobs.session import Session
@@ -39,9 +39,9 @@ def test_the_documentation_holds_the_registrys_table():
     assert {text.strip() for text in found.values()} == {table().strip()}
 
 
-@pytest.mark.parametrize("cls", [SelectorSettings, ComparisonSettings])
+@pytest.mark.parametrize("cls", [SelectorSettings, BaselineSettings])
 def test_help_names_every_selector(cls):
-    field = {SelectorSettings: "selector", ComparisonSettings: "baselines"}[cls]
+    field = {SelectorSettings: "selector", BaselineSettings: "baselines"}[cls]
     description = cls.__pydantic_fields__[field].description
     assert not [name for name in NAMES if f"{name}," not in description and name not in description]
 
