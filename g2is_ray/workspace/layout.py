@@ -124,11 +124,11 @@ def targets_in(workspace: Workspace) -> list[str]:
 
 
 def variants_in(workspace: Workspace, target: str) -> list[str]:
-    """Variants that were selected for a target: its own selection, what that is compared with,
-    then the joint selection if the target is part of it, and what that is compared with.
+    """Variants that were selected for a target, each main selection before its baselines.
 
-    If some were made anew since the pool grew, those that were not are left out: they cannot
-    be compared.
+    The target's selection comes first, then the joint selection if the target is part of it. If
+    some variants were recomputed after the pool grew, the others are left out, because they cannot
+    be compared with those.
     """
     stages = workspace.stages()
     joint = stages.get(f"selections/{JOINT}", {}).get("settings", {})

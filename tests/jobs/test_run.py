@@ -227,7 +227,7 @@ def test_stage_commands_killed_and_given_again_do_what_the_main_job_does(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_warm_up_that_was_removed_by_hand_begins_anew(
+def test_a_warm_up_that_was_removed_by_hand_begins_again(
     inputs: Path, ray_address: str, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"

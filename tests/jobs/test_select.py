@@ -249,7 +249,7 @@ def made_at(held: Workspace, stage: str) -> int:
     return Path(held.storage.location(f"{stage}/receipt.json")).stat().st_mtime_ns
 
 
-def test_selections_of_a_smaller_pool_are_made_anew(make, g2is):
+def test_selections_of_a_smaller_pool_are_recomputed(make, g2is):
     held = make("ws")
     g2is(*arguments(held))
     before = {
@@ -272,7 +272,7 @@ def test_a_graph_of_a_smaller_pool_is_to_be_extended_first(make, g2is, refused):
     assert sentence.startswith("gradients has grown since graph/centered was made; run `g2is graph")
 
 
-def test_a_selection_that_was_not_made_anew_is_not_compared_with_those_that_were(make, g2is):
+def test_a_selection_that_was_not_recomputed_is_not_compared_with_those_that_were(make, g2is):
     held = make("ws")
     g2is(*arguments(held))
     both = ["law", "law@paper", "law@random"]

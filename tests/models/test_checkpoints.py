@@ -209,7 +209,7 @@ def test_killed_and_resumed_it_leaves_the_same_files(step, warmed, pool, plan, t
     assert receipt(workspace)["learning_rates"] == receipt(warmed(2))["learning_rates"]
 
 
-def test_a_torn_checkpoint_is_written_anew_on_the_way(warmed, pool, plan, tmp_path):
+def test_a_torn_checkpoint_is_rewritten_on_the_way(warmed, pool, plan, tmp_path):
     workspace = pool("torn")
     its = dataclasses.replace(plan, checkpoints=2)
     for name in checkpoints.file_names(1):

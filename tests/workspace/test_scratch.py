@@ -47,7 +47,7 @@ def test_a_part_is_copied_once_in_a_process(remote):
         assert np.shares_memory(one, other)
 
 
-def test_a_part_that_was_made_anew_is_copied_anew(remote):
+def test_a_part_that_was_recomputed_is_copied_again(remote):
     map_parts(remote, "s", 2)
     name = part_name(0)
     remote.stage("s").commit(name, {f"{name}.npy": array_bytes(-ARRAY)}, {})

@@ -189,7 +189,7 @@ def test_a_stage_is_extended_with_its_pieces_kept_and_so_are_those_after_it(grow
         assert not grown.stage(stage).outgrown()
 
 
-def test_a_stage_is_removed_to_be_made_anew_and_so_are_those_after_it(grown):
+def test_a_stage_is_removed_to_be_recomputed_and_so_are_those_after_it(grown):
     for stage, inputs in (("s", ["pool"]), ("t", ["s"])):
         settings = {"k": 3} if stage == "s" else {}
         grown.stage(stage).begin(settings, inputs, grown="redo")
