@@ -27,7 +27,7 @@ test: $(VENV)/installed lint
 test-slow: $(VENV)/installed
 	$(PYTEST) -m "slow or fuzz" --hypothesis-profile thorough
 
-# What CI runs.
+# Both.
 test-all: $(VENV)/installed lint
 	$(PYTEST) --hypothesis-profile thorough
 
