@@ -111,7 +111,7 @@ class Session:
             settings: dataclasses that decide what is written.
             facts: further values that decide it.
             remember: values that do not, but that later commands need.
-            grown, remedies: see `Workspace.begin`.
+            grown, remedies: see `Stage.begin`.
         """
         values = as_dict(*settings)
         self.workspace.stage(stage).begin(

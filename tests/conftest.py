@@ -83,6 +83,32 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths that this process reads from workspaces."""
+    from g2is_ray.workspace.storage import Storage
+
+    found: list[str] = []
+    read = Storage.read_bytes
+    monkeypatch.setattr(
+        Storage, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
+    )
+    return found
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages of features whose rows this process reads from the first to the last."""
+    from g2is_ray.features.store import FeatureSet
+
+    found: list[str] = []
+    blocks = FeatureSet.blocks
+    monkeypatch.setattr(
+        FeatureSet, "blocks", lambda self: (found.append(self.stage), blocks(self))[1]
+    )
+    return found
+
+
 @pytest.fixture(scope="session")
 def _s3_server() -> Iterator["ObjectStore"]:
     from object_store import serving

@@ -7,6 +7,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from g2is_ray.data.examples import ExampleSet
+from g2is_ray.selection.files import read_picks
+from g2is_ray.workspace.layout import POOL
 from g2is_ray.workspace.workspace import STAGE_RECEIPT, Workspace
 
 
@@ -45,11 +48,11 @@ def read_selection(workspace: Workspace | str | os.PathLike[str], target: str) -
     stage = f"selections/{target}"
     workspace.stage(stage).require()
     workspace.stage(stage).require_piece(STAGE_RECEIPT)  # whole and unaltered
-    picks = workspace.storage.read_bytes(f"{stage}/selection.jsonl").splitlines()
+    picks = read_picks(workspace, stage, ExampleSet(workspace, POOL).rows)
     records = workspace.storage.read_bytes(f"{stage}/selected.jsonl").splitlines()
     with workspace.storage.understanding(f"{stage}/selection.jsonl"):
         return [
-            _selected_row(json.loads(pick), json.loads(record))
+            _selected_row(pick, json.loads(record))
             for pick, record in zip(picks, records, strict=True)
         ]
 

@@ -41,6 +41,7 @@ class Source:
         self.workspace = workspace
         self.examples = ExampleSet(workspace, POOL)
         self.rows = cache(self._rows)
+        self._is_of_graph = cache(self._graph_has_another_mean)
         self._neighbors = cache(self._map_neighbors)
         self._similarities = cache(self._map_similarities)
 
@@ -51,14 +52,14 @@ class Source:
             return None
         if not (center and task.graph_input(self.workspace)):
             return RowsRead(kind, center)
-        kept, now = self._means(kind)
-        return RowsRead(kind, center, of_graph=kept is not None and not np.array_equal(kept, now))
+        return RowsRead(kind, center, of_graph=self._is_of_graph(kind))
 
-    def _means(self, kind: Features) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
-        """Mean of the centered graph, if there is one, and of the pool."""
+    def _graph_has_another_mean(self, kind: Features) -> bool:
+        """Whether there is a centered graph whose mean is no longer the pool's."""
         features = self.rows(RowsRead(kind, center=True))
         assert features.mean is not None
-        return features.graph_mean(), features.mean
+        kept = features.graph_mean()
+        return kept is not None and not np.array_equal(kept, features.mean)
 
     def _rows(self, read: RowsRead) -> FeatureSet:
         return FeatureSet(self.workspace, read.features, center=read.center, of_graph=read.of_graph)

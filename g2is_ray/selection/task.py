@@ -70,9 +70,11 @@ class Task:
         read only the graph's mean. Its record says so, and that selection stays what it is.
         """
         stage = graph_stage(self.source.center, self.source.features)
+        if self.reads_graph:
+            return stage
         recorded = workspace.stages().get(self.stage, {}).get("inputs", {})
         as_before = stage in recorded and bool(workspace.storage.names(self.stage))
-        return stage if self.reads_graph or as_before else ""
+        return stage if as_before else ""
 
     def inputs(self, workspace: Workspace) -> list[str]:
         """Stages that decide the selection."""

@@ -15,7 +15,7 @@ import ray.cloudpickle
 from in_process import work_in_process
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray_nodes import ATTENTIVE, kill_with_children
-from small_run import Events, arrays, command, make_ready
+from small_run import Events, arrays, command
 
 from actors.connection.cluster import Share, connected
 from actors.pool import progress
@@ -43,11 +43,6 @@ def without_token():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory, tiny_model):
-    return make_ready(tmp_path_factory.mktemp("ready"), tiny_model)
 
 
 @pytest.fixture(scope="module")

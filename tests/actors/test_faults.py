@@ -13,7 +13,7 @@ import pytest
 import ray.cloudpickle
 from in_process import work_in_process
 from ray_nodes import actors_of, kill_with_children, lose, start_cluster
-from small_run import STAGES, Events, arrays, command, make_ready
+from small_run import STAGES, Events, arrays, command
 
 from actors.connection.cluster import Share, connected
 from actors.pool import progress
@@ -41,11 +41,6 @@ def cluster(whole_cluster):
     while len(whole_cluster.worker_nodes) < 2:
         whole_cluster.add_node(num_cpus=2)
     return whole_cluster
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory, tiny_model):
-    return make_ready(tmp_path_factory.mktemp("ready"), tiny_model)
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,8 @@ import s3fs
 from main_job import command as main_job
 from selection_workspace import make_workspace
 
-from g2is_ray.workspace.storage import Storage
-
 MOST = 3
 SELECT = ["select", "--baselines", "random", "paper"]
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[str]:
-    """Paths that this process reads from workspaces."""
-    found = []
-    read = Storage.read_bytes
-    monkeypatch.setattr(
-        Storage, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
-    )
-    return found
 
 
 @pytest.fixture

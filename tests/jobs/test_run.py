@@ -240,7 +240,8 @@ def test_a_warm_up_that_was_removed_by_hand_begins_again(
     )
     while driver.poll() is None and not there("warmup/checkpoint-1/moments.safetensors")(workspace):
         time.sleep(0.01)
-    driver.send_signal(signal.SIGINT)  # ends its workers too, unlike SIGKILL
+    # Ends its workers too, unlike SIGKILL; a shell's background process ignores SIGINT.
+    driver.send_signal(signal.SIGTERM)
     driver.wait()
     assert [file for file in (workspace / "checkpoints").rglob("*") if file.is_file()]
     shutil.rmtree(workspace / "warmup")

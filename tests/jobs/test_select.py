@@ -68,15 +68,7 @@ def test_several_targets_at_once_are_those_targets_one_by_one(make, g2is):
     assert len(together.storage.names("selections")) == 3 * len(TARGETS)
 
 
-def test_one_pass_over_the_pool_serves_all_targets(make, g2is, monkeypatch):
-    passes = []
-    blocks = FeatureSet.blocks
-
-    def counted(self):
-        passes.append(self.stage)
-        return blocks(self)
-
-    monkeypatch.setattr(FeatureSet, "blocks", counted)
+def test_one_pass_over_the_pool_serves_all_targets(make, g2is, passes):
     g2is(*arguments(make("ws")))
     assert passes == ["gradients", "gradients"]  # centered, and uncentered for the paper's
 

@@ -106,15 +106,7 @@ def test_a_selection_is_that_of_all_gradients_in_memory(held, g2is):
     assert [pick["row"] for pick in picks(held, "law@less")] == order[:48].tolist()
 
 
-def test_one_pass_over_the_pool_serves_all_selectors(held, g2is, monkeypatch):
-    passes = []
-    blocks = FeatureSet.blocks
-
-    def counted(self):
-        passes.append(self.stage)
-        return blocks(self)
-
-    monkeypatch.setattr(FeatureSet, "blocks", counted)
+def test_one_pass_over_the_pool_serves_all_selectors(held, g2is, passes):
     g2is(*arguments(held, "--baselines", *OTHERS))
     assert passes == ["gradients", "embeddings"]
 

@@ -4,19 +4,7 @@ import pickle
 
 import pytest
 
-from g2is_ray.workspace.storage import Storage
 from g2is_ray.workspace.workspace import Workspace
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[str]:
-    """Paths that this process reads from local workspaces."""
-    found = []
-    read = Storage.read_bytes
-    monkeypatch.setattr(
-        Storage, "read_bytes", lambda self, path: (found.append(path), read(self, path))[1]
-    )
-    return found
 
 
 @pytest.fixture
